@@ -2,7 +2,8 @@
 
 `load_model` builds the model without memory (meta device), allocates each parameter once in its final dtype and fills
 it chunk by chunk: an expert's rows go directly into the stacked [E, 2I, D]. Peak memory above the weights is a chunk.
-FP8 is dequantised on the way; nothing is ever cast silently, and the router bias is FP32 whatever the file says.
+FP8 is dequantised on the way, or kept as it is with dtype "fp8"; nothing is ever cast silently, and the router bias is
+FP32 whatever the file says.
 """
 
 from __future__ import annotations
@@ -18,12 +19,17 @@ from torch import Tensor, nn
 from fathom.checkpoint.check import Checked, check, summary
 from fathom.checkpoint.layout import Found, is_demo, read_layout
 from fathom.checkpoint.locate import resolve
-from fathom.checkpoint.names import by_parameter
+from fathom.checkpoint.names import TensorSpec, by_parameter
 from fathom.checkpoint.recipes import StoredWeight
 from fathom.checkpoint.safetensors_io import FileReader
+from fathom.checkpoint.sources import row_chunks, whole
 from fathom.config import ModelConfig
+from fathom.kernels.reference import FP8
+from fathom.model.quant import hold_fp8
 from fathom.model.transformer import DeepseekV3
 from fathom.runtime import UserError, pick_device, pick_dtype, progress
+
+SCALE_SUFFIX = "_scale_inv"
 
 
 @dataclass
@@ -83,15 +89,18 @@ def open_checkpoint(folder: Path | str, config_file: Path | None = None) -> Chec
 def load_model(path_or_name: Path | str = "minnow", dtype: str = "auto", device: str = "auto") -> DeepseekV3:
     """The model of a folder, hub id or bundled name, in eval mode.
 
-    dtype "auto": bfloat16 for FP8 and BF16 checkpoints, float32 or float16 for those. FP8 is dequantised.
+    dtype "auto": bfloat16 for FP8 and BF16 checkpoints, float32 or float16 for those; FP8 is dequantised. "fp8" is the
+    same, but weights that are stored in FP8 stay so (model/quant.py).
     """
     target = pick_device(device)
     with open_checkpoint(resolve(path_or_name)) as checkpoint:
         for note in checkpoint.notes:
             warnings.warn(note, stacklevel=2)
         weights = checkpoint.weights.values()
-        wanted = _natural_dtype(weights) if dtype == "auto" else pick_dtype(dtype)
+        wanted = _natural_dtype(weights) if dtype in ("auto", "fp8") else pick_dtype(dtype)
         model = DeepseekV3(checkpoint.config, device="meta", dtype=wanted)
+        if dtype == "fp8":
+            hold_fp8(model, _stored_fp8(checkpoint.weights))
         fill(model, checkpoint.weights, target)
     return model.eval()
 
@@ -108,10 +117,17 @@ def fill(model: DeepseekV3, weights: dict[str, StoredWeight], device: torch.devi
     wanted = dict(model.named_parameters()) | dict(model.named_buffers())
     total = sum(w.spec.numel for w in weights.values() if w.spec.slot)
     specs = by_parameter({name: w.spec for name, w in weights.items()})
-    assert set(specs) == set(wanted), set(specs) ^ set(wanted)
+    scales = {name for name in wanted if name.endswith(SCALE_SUFFIX)}
+    assert set(specs) == set(wanted) - scales, set(specs) ^ set(wanted)
     with progress("loading", total, unit="parameters") as bar:
         for name, meta in wanted.items():
+            if name in scales:
+                continue  # comes with its weight
             tensor = torch.empty(meta.shape, dtype=meta.dtype, device=device)
+            if tensor.dtype == FP8:
+                _fill_fp8(model, name, tensor, [(spec, weights[spec.name]) for spec in specs[name]])
+                bar.advance(tensor.numel())
+                continue
             for spec in specs[name]:
                 assert spec.slot is not None
                 target = spec.slot.of(tensor)
@@ -123,10 +139,39 @@ def fill(model: DeepseekV3, weights: dict[str, StoredWeight], device: torch.devi
         model.lm_head.weight = model.embed_tokens.weight
 
 
+def _stored_fp8(weights: dict[str, StoredWeight]) -> set[str]:
+    """Our parameters of which every part is stored in FP8."""
+    parts: dict[str, bool] = {}
+    for weight in weights.values():
+        if weight.spec.slot is not None:
+            name = weight.spec.slot.param
+            parts[name] = parts.get(name, True) and weight.scale is not None
+    return {name for name, fp8 in parts.items() if fp8}
+
+
+def _fill_fp8(model: nn.Module, name: str, tensor: Tensor, parts: list[tuple[TensorSpec, StoredWeight]]) -> None:
+    """The file's own bytes and scales, into place."""
+    scale_name = name + SCALE_SUFFIX
+    owner, _, leaf = scale_name.rpartition(".")
+    module = model.get_submodule(owner)
+    scale = torch.empty(module.get_parameter(leaf).shape, dtype=torch.float32, device=tensor.device)
+    rows_per_block = module.block[0]  # type: ignore[index]
+    for spec, stored in parts:
+        assert spec.slot is not None and stored.scale is not None
+        slot = spec.slot
+        target = slot.of(tensor).view(torch.uint8)
+        for start, stop in row_chunks(stored.weight):
+            target[start:stop] = stored.weight.rows(start, stop).view(torch.uint8)
+        first, last = slot.start // rows_per_block, -(-slot.stop // rows_per_block)
+        (scale if slot.expert is None else scale[slot.expert, first:last])[:] = whole(stored.scale)
+    _place(model, name, tensor)
+    _place(model, scale_name, scale)
+
+
 def _place(model: nn.Module, name: str, tensor: Tensor) -> None:
     owner, _, leaf = name.rpartition(".")
     module = model.get_submodule(owner)
     if leaf in module._parameters:
-        module._parameters[leaf] = nn.Parameter(tensor)
+        module._parameters[leaf] = nn.Parameter(tensor, requires_grad=tensor.dtype != FP8)
     else:
         module._buffers[leaf] = tensor

@@ -27,6 +27,13 @@ class RMSNorm(nn.Module):
         return normed.to(x.dtype) * self.weight
 
 
+def dense_weight(linear: nn.Module, dtype: torch.dtype) -> Tensor:
+    """The weight [out, in] of a linear layer in `dtype`, also of one that is held in FP8 (model/quant.py)."""
+    dense = getattr(linear, "dense", None)
+    out: Tensor = dense(dtype) if dense is not None else linear.get_parameter("weight").to(dtype)
+    return out
+
+
 class SwiGLU(nn.Module):
     """down(silu(gate(x)) * up(x)): dense layers and shared experts."""
 

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fathom.config import ModelConfig
-from fathom.model.layers import RMSNorm
+from fathom.model.layers import RMSNorm, dense_weight
 from fathom.model.rope import rotate
 
 AttentionForm = Literal["naive", "absorbed"]
@@ -76,16 +76,17 @@ class MultiHeadLatentAttention(nn.Module):
         form: AttentionForm = "naive",
     ) -> Tensor:
         """Attention output [B, T, D]. `mask` [B or 1, T, S]: True where attention is allowed; None is causal, S = T."""
-        q_nope, q_rope = self._queries(h_BTD, rope)
-        latent, k_rope = self._latents(h_BTD, rope)
+        q_nope, q_rope = self.queries(h_BTD, rope)
+        latent, k_rope = self.latents(h_BTD, rope)
         if cache is not None:
             latent, k_rope = cache.append(latent, k_rope, start)
-        attend = self._naive if form == "naive" else self._absorbed
+        attend = self.naive if form == "naive" else self.absorbed
         o_BTHV = attend(q_nope, q_rope, latent.to(h_BTD.dtype), k_rope.to(h_BTD.dtype), mask)
         out: Tensor = self.o_proj(o_BTHV.flatten(2))
         return out
 
-    def _queries(self, h: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def queries(self, h: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """[B, T, D] -> q_nope [B, T, H, N] and rotated q_rope [B, T, H, R]."""
         c = self.config
         q = self.q_proj(h) if c.q_lora_rank is None else self.q_b_proj(self.q_a_layernorm(self.q_a_proj(h)))
         q_nope, q_rope = q.unflatten(-1, (c.num_attention_heads, c.qk_head_dim)).split(
@@ -93,14 +94,16 @@ class MultiHeadLatentAttention(nn.Module):
         )
         return q_nope, rotate(q_rope, *rope)
 
-    def _latents(self, h: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def latents(self, h: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """[B, T, D] -> what the cache keeps: normed latents [B, T, C] and rotated keys [B, T, R]."""
         c = self.config
         latent, k_rope = self.kv_a_proj_with_mqa(h).split([c.kv_lora_rank, c.qk_rope_head_dim], dim=-1)
         return self.kv_a_layernorm(latent), rotate(k_rope[:, :, None], *rope)[:, :, 0]
 
-    def _naive(
+    def naive(
         self, q_nope: Tensor, q_rope: Tensor, latent_BSC: Tensor, k_rope_BSR: Tensor, mask: Tensor | None
     ) -> Tensor:
+        """Attention over expanded keys and values -> [B, T, H, V]."""
         c = self.config
         heads = c.num_attention_heads
         k_nope, v = (
@@ -118,12 +121,13 @@ class MultiHeadLatentAttention(nn.Module):
         )
         return o.transpose(1, 2)[..., : c.v_head_dim]
 
-    def _absorbed(
+    def absorbed(
         self, q_nope: Tensor, q_rope: Tensor, latent_BSC: Tensor, k_rope_BSR: Tensor, mask: Tensor | None
     ) -> Tensor:
+        """The same attention over the latents themselves -> [B, T, H, V]."""
         c = self.config
         w_uk, w_uv = (
-            self.kv_b_proj.weight.to(q_nope.dtype)
+            dense_weight(self.kv_b_proj, q_nope.dtype)
             .unflatten(0, (c.num_attention_heads, -1))
             .split([c.qk_nope_head_dim, c.v_head_dim], dim=1)
         )

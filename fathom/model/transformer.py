@@ -59,7 +59,9 @@ class DeepseekV3(nn.Module):
         self.config = config
         self.ops = ops or pick()
         device = torch.device(device) if device is not None else torch.get_default_device()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, device=device)
+        # the weight is given: nn.Embedding's own initialisation on the meta device imports half of torch's compiler
+        rows = torch.empty(config.vocab_size, config.hidden_size, device=device)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, _weight=rows)
         self.layers = nn.ModuleList(Block(config, i, self.ops, device) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, device)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False, device=device)

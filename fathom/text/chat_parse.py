@@ -41,7 +41,9 @@ _ARROW = re.escape(SEP)
 _V3_CALL = re.compile(rf"function{_ARROW}(?P<name>[^\n]+)\n```json\n(?P<arguments>.*)\n```", re.DOTALL)
 _V3_LOOSE = re.compile(rf"\s*function{_ARROW}\s*(?P<name>\S+)\s*```(?:json)?\s(?P<arguments>.*)```\s*", re.DOTALL)
 _V31_CALL = re.compile(rf"(?P<name>[^\n]+?){_ARROW}(?P<arguments>.*)", re.DOTALL)
-_CALL_SHAPES = {"v3": (_V3_CALL, _V3_LOOSE, _V31_CALL), "v3.1": (_V31_CALL, _V3_CALL, _V3_LOOSE)}
+_SHAPES = {"v3": (_V3_CALL, _V3_LOOSE, _V31_CALL), "v3.1": (_V31_CALL, _V3_CALL, _V3_LOOSE)}
+CALL_FORMATS = tuple(_SHAPES)
+_AFTER_A_CALL = (CALL_BEGIN, CALLS_END)
 
 
 def parse_assistant(text: str, format: str, thinking: bool = False, eos: str = EOS) -> Message:
@@ -78,26 +80,59 @@ def _split_thought(text: str, format: str) -> tuple[str, str]:
 def _split_calls(text: str, format: str) -> tuple[str, list[dict[str, Any]]]:
     """(text before the calls, the calls), or (all of the text, []) unless every call is well formed."""
     before, found, block = text.partition(CALLS_BEGIN)
-    if not found or format not in _CALL_SHAPES:
+    if not found or format not in CALL_FORMATS:
         return text, []
-    block, _, after = block.partition(CALLS_END)
-    pieces = block.split(CALL_END)
-    if after.strip() or pieces.pop().strip() or not pieces:
-        return text, []
-    calls = []
-    for piece in pieces:
-        space, begun, body = piece.partition(CALL_BEGIN)
-        call = _call(body, format) if begun and not space.strip() else None
-        if call is None:
-            return text, []
-        calls.append(call)
-    return before, calls
+    reader = CallBlock(format)
+    reader.push(block)
+    calls = reader.finish()
+    return (before, calls) if calls else (text, [])
+
+
+class CallBlock:
+    """What follows CALLS_BEGIN, read piece by piece.
+
+    It is all or nothing: a later piece can still spoil the block, so its calls count only at the end.
+    """
+
+    def __init__(self, format: str) -> None:
+        self.format = format
+        self.broken = False  # whatever comes, this is no well-formed block
+        self._calls: list[dict[str, Any]] = []
+        self._open = ""  # after the last complete call
+        self._closed = False  # CALLS_END was there
+
+    def push(self, text: str) -> None:
+        self._open += text
+        while not self.broken:
+            if self._closed:
+                self.broken = bool(self._open.strip())
+                return
+            found = [(at, token) for token in (CALL_END, CALLS_END) if (at := self._open.find(token)) >= 0]
+            if not found:
+                begun = self._open.lstrip()
+                self.broken = not (begun.startswith(CALL_BEGIN) or any(t.startswith(begun) for t in _AFTER_A_CALL))
+                return
+            at, token = min(found)
+            piece, self._open = self._open[:at], self._open[at + len(token) :]
+            if token == CALLS_END:
+                self._closed = True
+                self.broken = bool(piece.strip()) or not self._calls
+                continue
+            space, opened, body = piece.partition(CALL_BEGIN)
+            call = _call(body, self.format) if opened and not space.strip() else None
+            self.broken = call is None
+            if call is not None:
+                self._calls.append(call)
+
+    def finish(self) -> list[dict[str, Any]]:
+        """The calls; none unless the block is well formed."""
+        return [] if self.broken or self._open.strip() else self._calls
 
 
 def _call(body: str, format: str) -> dict[str, Any] | None:
     if CALL_BEGIN in body:
         return None
-    for shape in _CALL_SHAPES[format]:
+    for shape in _SHAPES[format]:
         match = shape.fullmatch(body)
         if match and _is_json_object(match["arguments"]) and match["name"].strip():
             return {
@@ -143,7 +178,7 @@ def parse_conversation(text: str, format: str, bos: str = BOS) -> list[Message]:
     System messages come back as the one they were joined to (tool definitions are part of it); ids of calls are not
     in the text.
     """
-    if format not in _CALL_SHAPES:
+    if format not in CALL_FORMATS:
         raise UserError(f"conversations of format {format!r} cannot be parsed; only v3 and v3.1 are known")
     reader = _Reader(text)
     reader.take(bos)

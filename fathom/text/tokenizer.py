@@ -127,6 +127,10 @@ class Tokenizer:
         """A decoder for one stream of ids."""
         return IncrementalDetokenizer(lambda ids: self.decode(ids, skip_special), self._is_byte_token)
 
+    def to_json(self) -> str:
+        """The whole tokenizer as the text of a tokenizer.json."""
+        return str(self._backend.to_str())
+
     def id_of(self, token: str) -> int | None:
         """The id of one token by its text, None when there is none."""
         found = self._backend.token_to_id(token)

@@ -109,12 +109,9 @@ def answer_all(llm: LLM, requests: list[Request], output: Path, done: int, keep:
     with open(output, "ab") as file, progress("generate", len(requests), unit="prompts") as bar:
         file.truncate(keep)
         bar.advance(done)
-        for index in range(done, len(requests)):
-            request = requests[index]
-            if isinstance(request.prompt, str):
-                [out] = llm.generate(request.prompt, request.params)
-            else:
-                [out] = llm.chat(request.prompt, request.params)
+        left = requests[done:]
+        answers = llm.each([request.prompt for request in left], [request.params for request in left])
+        for index, (request, out) in enumerate(zip(left, answers, strict=True), start=done):
             file.write(json.dumps(record(index, request, out), ensure_ascii=False).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())  # an answer that took seconds to make is worth a write

@@ -5,24 +5,27 @@
     llm.chat([{"role": "user", "content": "Hello"}])
     for delta in llm.stream("Once upon a time"): print(delta.text, end="")
 
-Prompts are answered one after the other by the naive generator. A prompt is text (the begin token is put in front if
-the tokenizer has one, so that "" is a prompt of one token), a list of token ids (used as they are), or for `chat` and
-`stream` a list of messages (rendered by the checkpoint's chat template). All prompts are checked before the first is
-answered; one that does not fit the context is a UserError with both numbers, never cut.
+Prompts run side by side in the engine. A prompt is text (the begin token is put in front if the tokenizer has one, so
+that "" is a prompt of one token), a list of token ids (used as they are), or for `chat` and `stream` a list of messages
+(rendered by the checkpoint's chat template). All prompts are checked before the first is answered; one that does not
+fit the context is a UserError with both numbers, never cut. One thread at a time may use an LLM.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
-from fathom.engine.naive import check_prompt, generate_tokens
-from fathom.engine.outputs import Completion, Delta, Metrics, RequestOutput, Stopwatch
+import torch
+
+from fathom.engine.engine import Engine
+from fathom.engine.outputs import Completion, Delta, RequestOutput
 from fathom.engine.params import SamplingParams
+from fathom.engine.request import Request
 from fathom.engine.sampling import derive_seed
-from fathom.engine.stopping import StopStrings
+from fathom.engine.setup import EngineOptions, build_engine, loading_dtype
 from fathom.model.transformer import DeepseekV3
 from fathom.runtime import UserError
 from fathom.text.chat import ChatTemplate
@@ -31,6 +34,7 @@ from fathom.text.tokenizer import Tokenizer
 Message = dict[str, Any]
 Prompt = str | list[int]
 Params = SamplingParams | Sequence[SamplingParams] | None
+Speculative = bool | int | Literal["auto"]
 
 
 class LLM:
@@ -41,6 +45,7 @@ class LLM:
     template: ChatTemplate | None
     name: str
     max_model_len: int
+    engine: Engine
 
     def __init__(
         self,
@@ -49,16 +54,25 @@ class LLM:
         dtype: str = "auto",
         device: str = "auto",
         max_model_len: int | None = None,
+        cache_tokens: int | None = None,
+        speculative: Speculative = "auto",
         seed: int = 0,
+        max_running: int = 64,
+        cache: str = "auto",
+        kernels: str = "auto",
     ) -> None:
+        """cache_tokens: size of the latent cache (default: from free memory). speculative: "auto" drafts with the MTP
+        module where it pays, True or a number of drafts always, False never. cache: auto, float32, bfloat16 or fp8 (the
+        latents in E4M3, rotated keys in BF16). kernels: auto, torch or cpu."""
         from fathom.checkpoint.locate import resolve
         from fathom.checkpoint.reader import load_model
 
         folder = resolve(str(path_or_name))
         tokenizer = Tokenizer.from_pretrained(folder)  # small files first: their errors should not wait for the weights
         template = ChatTemplate.from_pretrained(folder)
-        model = load_model(str(folder), dtype, device)
-        self._set_up(model, tokenizer, template, str(path_or_name), max_model_len, seed)
+        options = EngineOptions(max_model_len, cache_tokens, speculative, max_running, cache, kernels)
+        model = load_model(str(folder), loading_dtype(dtype, device, kernels), device)
+        self._set_up(model, tokenizer, template, str(path_or_name), seed, options)
 
     @classmethod
     def from_parts(
@@ -68,12 +82,12 @@ class LLM:
         template: ChatTemplate | None = None,
         *,
         name: str = "model",
-        max_model_len: int | None = None,
         seed: int = 0,
+        **options: Any,
     ) -> LLM:
-        """An LLM from parts that are already in memory."""
+        """An LLM from parts that are already in memory; `options` are those of EngineOptions."""
         llm = cls.__new__(cls)
-        llm._set_up(model, tokenizer, template, name, max_model_len, seed)
+        llm._set_up(model, tokenizer, template, name, seed, EngineOptions(**options))
         return llm
 
     def _set_up(
@@ -82,18 +96,31 @@ class LLM:
         tokenizer: Tokenizer,
         template: ChatTemplate | None,
         name: str,
-        max_model_len: int | None,
         seed: int,
+        options: EngineOptions,
     ) -> None:
-        longest = model.config.max_position_embeddings
-        if max_model_len is not None and not 2 <= max_model_len <= longest:
-            raise UserError(f"max_model_len is {max_model_len}; the model's context allows 2 to {longest}")
         SamplingParams(seed=seed)  # the same limits hold
         self.model = model.eval()
         self.tokenizer, self.template, self.name, self.seed = tokenizer, template, name, seed
-        self.max_model_len = max_model_len or longest
         self.eos_ids = {*tokenizer.eos_ids, *model.config.eos_token_id}
+        self.engine = build_engine(self.model, tokenizer, self.eos_ids, options)
+        self.max_model_len = self.engine.max_model_len
         self._requests = 0
+
+    @property
+    def kernels(self) -> str:
+        """What runs the blocks: "cpu" (the compiled step) or "torch"."""
+        return self.engine.runner.paged.kernels
+
+    @property
+    def precision(self) -> str:
+        """How the weights are held."""
+        parameters = {p.dtype for p in self.model.parameters() if p.dim() >= 2}
+        names = {torch.float8_e4m3fn: "FP8", torch.bfloat16: "BF16", torch.float32: "FP32", torch.float16: "FP16"}
+        if torch.float8_e4m3fn in parameters:
+            rest = self.model.embed_tokens.weight.dtype
+            return f"FP8 (embedding, head and norms {names[rest]})"
+        return names[self.model.embed_tokens.weight.dtype]
 
     def generate(self, prompts: str | Sequence[Prompt] | list[int], params: Params = None) -> list[RequestOutput]:
         """Continue each prompt: one text or list of token ids, or a list of them. `params`: one for all or one each."""
@@ -112,11 +139,23 @@ class LLM:
         """Answer one conversation or several. `text` is what the model wrote, thoughts and tool calls included;
         `message` is that text taken apart."""
         conversations: list[Any] = [messages] if messages and isinstance(messages[0], dict) else list(messages)
-        results = self._run([self._encode_chat(each, tools, thinking) for each in conversations], params)
+        results = self._run([self._encode_chat(each, tools, thinking) for each in conversations], params, thinking)
         for conversation, result in zip(conversations, results, strict=True):
             for out in result.outputs:
                 out.message = self.parse_answer(conversation, out.text, tools=tools, thinking=thinking)
         return results
+
+    def each(
+        self, prompts: Sequence[Prompt | list[Message]], params: Sequence[SamplingParams]
+    ) -> Iterator[RequestOutput]:
+        """Answers to texts or conversations in their order, each as soon as it is there; they run side by side."""
+        ids = [self.check(prompt, one) for prompt, one in zip(prompts, params, strict=True)]
+        requests = [self._request(each, one) for each, one in zip(ids, params, strict=True)]
+        results = [
+            RequestOutput(None, each, [_empty(i, one) for i in range(one.n)])
+            for each, one in zip(ids, params, strict=True)
+        ]
+        return self._in_order(requests, results)
 
     def stream(
         self,
@@ -129,7 +168,8 @@ class LLM:
         """Answer one prompt or conversation token by token; `"".join(delta.text ...)` of a sample is its text."""
         params = params or SamplingParams()
         ids = self.check(prompt, params, tools=tools, thinking=thinking)
-        return self._answer(ids, params, self._next_seed(params))
+        open_thought = thinking and self._thought_is_open(prompt, tools)
+        return (delta for _, delta in self._run_all([self._request(ids, params, thinking_open=open_thought)]))
 
     def check(
         self,
@@ -186,57 +226,85 @@ class LLM:
         return text, self.template.encode(self.tokenizer, messages, tools=tools, thinking=thinking)
 
     def _check(self, ids: list[int], params: SamplingParams) -> None:
-        vocab = self.model.config.vocab_size
-        check_prompt(ids, self.max_model_len, vocab)
-        for name, tokens in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
-            outside = [t for t in tokens if t >= vocab]
-            if outside:
-                raise UserError(f"{name} has the token id {outside[0]}; the vocabulary ends at {vocab - 1}")
+        self.engine.check(ids, params)
+        if params.grammar is not None:
+            self.engine.compiler.matcher(params.grammar)
 
-    def _next_seed(self, params: SamplingParams) -> int:
+    def _thought_is_open(self, messages: Any, tools: list[dict[str, Any]] | None) -> bool:
+        assert self.template is not None
+        return self.template.thought_is_open(self.template.render(messages, tools=tools, thinking=True))
+
+    def _request(self, ids: list[int], params: SamplingParams, *, thinking_open: bool = False) -> Request:
         self._requests += 1
-        return params.seed if params.seed is not None else derive_seed(self.seed, self._requests)
+        seed = derive_seed(self.seed, self._requests)
+        return Request(f"llm-{self._requests}", ids, params, seed, thinking_open=thinking_open)
 
-    def _run(self, prompts: list[tuple[str | None, list[int]]], params: Params) -> list[RequestOutput]:
+    def _run(
+        self, prompts: list[tuple[str | None, list[int]]], params: Params, thinking: bool = False
+    ) -> list[RequestOutput]:
         params = params or SamplingParams()
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(prompts):
             raise UserError(f"{len(prompts)} prompts came with {len(each)} sampling params; give one, or one each")
         for (_, ids), one in zip(prompts, each, strict=True):
             self._check(ids, one)
-        return [self._collect(text, ids, one) for (text, ids), one in zip(prompts, each, strict=True)]
+        requests = [
+            self._request(ids, one, thinking_open=thinking and ChatTemplate.thought_is_open(text or ""))
+            for (text, ids), one in zip(prompts, each, strict=True)
+        ]
+        results = [
+            RequestOutput(text, ids, [_empty(i, one) for i in range(one.n)])
+            for (text, ids), one in zip(prompts, each, strict=True)
+        ]
+        return list(self._in_order(requests, results))
 
-    def _collect(self, text: str | None, ids: list[int], params: SamplingParams) -> RequestOutput:
-        outputs = [Completion(i, logprobs=None if params.logprobs is None else []) for i in range(params.n)]
-        metrics: Metrics | None = None
-        for delta in self._answer(ids, params, self._next_seed(params)):
-            out = outputs[delta.index]
-            out.text += delta.text
-            out.token_ids.append(delta.token_id)
-            if out.logprobs is not None and delta.logprob is not None:
-                out.logprobs.append(delta.logprob)
-            out.finish_reason = delta.finish_reason
-            metrics = delta.metrics
-        assert metrics is not None
-        return RequestOutput(text, ids, outputs, metrics)
+    def _in_order(self, requests: Sequence[Request], results: Sequence[RequestOutput]) -> Iterator[RequestOutput]:
+        """Fill the results and yield each when it and all before it are complete."""
+        place = {request.id: i for i, request in enumerate(requests)}
+        complete, due = set[int](), 0
+        for request_id, delta in self._run_all(requests):
+            _collect(results[place[request_id]], delta)
+            if delta.metrics is None:
+                continue
+            complete.add(place[request_id])
+            while due in complete:
+                yield results[due]
+                due += 1
 
-    def _answer(self, ids: list[int], params: SamplingParams, seed: int) -> Iterator[Delta]:
-        watch = Stopwatch(perf_counter(), len(ids))
-        for index in range(params.n):
-            steps = generate_tokens(
-                self.model, ids, params, seed=seed, sample=index, eos_ids=self.eos_ids, max_model_len=self.max_model_len
-            )
-            detokenizer, stops = self.tokenizer.detokenizer(), StopStrings(params.stop)
-            for number, step in enumerate(steps):
-                watch.token(perf_counter(), first_of_sample=number == 0)
-                finish = step.finish_reason
-                text = "" if finish == "stop" else stops.push(detokenizer.push(step.token_id))
-                if finish is not None:
-                    text += stops.push(detokenizer.flush())
-                    text += stops.flush()
-                if stops.stopped:
-                    finish = "stop"
-                last = finish is not None and index == params.n - 1
-                yield Delta(index, text, step.token_id, step.logprob, finish, watch.metrics() if last else None)
-                if finish is not None:
-                    break
+    def _run_all(self, requests: Sequence[Request]) -> Iterator[tuple[str, Delta]]:
+        """All requests to their ends, as many at a time as the engine takes; a caller that stops early aborts them."""
+        left, open_ids = deque(requests), set[str]()
+        try:
+            while left or open_ids:
+                while left and len(open_ids) < 2 * self.engine.scheduler.max_running:
+                    self.engine.add(left[0])
+                    open_ids.add(left.popleft().id)
+                new = self.engine.step()
+                for failure in self.engine.failed.values():
+                    raise failure
+                for request_id, delta in new:
+                    if delta.metrics is not None:
+                        open_ids.discard(request_id)
+                    yield request_id, delta
+        finally:
+            for request_id in open_ids:
+                self.engine.abort(request_id)
+
+
+def _empty(index: int, params: SamplingParams) -> Completion:
+    return Completion(index, logprobs=None if params.logprobs is None else [], experts=[] if params.inside else None)
+
+
+def _collect(result: RequestOutput, delta: Delta) -> None:
+    out = result.outputs[delta.index]
+    out.text += delta.text
+    out.token_ids.append(delta.token_id)
+    if out.logprobs is not None and delta.logprob is not None:
+        out.logprobs.append(delta.logprob)
+    if out.experts is not None and delta.experts is not None:
+        out.experts.append(delta.experts)
+    out.finish_reason, out.stop_string = delta.finish_reason, delta.stop_string
+    if delta.prompt_logprobs is not None:
+        result.prompt_logprobs = delta.prompt_logprobs
+    if delta.metrics is not None:
+        result.metrics = delta.metrics

@@ -13,17 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from fathom.engine.outputs import FinishReason
 from fathom.engine.params import SamplingParams
 from fathom.engine.sampling import TokenLogprob, make_generator, sample_row
 from fathom.model.transformer import DeepseekV3, LatentCache
 from fathom.runtime import UserError
-
-FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)

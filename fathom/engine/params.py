@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fathom.engine.grammar import Grammar
 from fathom.runtime import UserError
 
 MAX_LOGPROBS = 20
@@ -46,6 +47,12 @@ class SamplingParams:
     """Added to the logits of these token ids."""
     ignore_eos: bool = False
     """Go on after the model's end tokens (stop and stop_token_ids still count)."""
+    grammar: Grammar | None = None
+    """Every answer fits this JSON schema, regular expression or Lark grammar."""
+    prompt_logprobs: int | None = None
+    """Report log-probabilities of the prompt's tokens too, each with the k likeliest."""
+    inside: bool = False
+    """Report which routed experts each token was made by."""
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -63,6 +70,7 @@ class SamplingParams:
         _integer("seed", self.seed, low=0, high=2**63 - 1, optional=True)
         _integer("n", self.n, low=1)
         _integer("logprobs", self.logprobs, low=0, high=MAX_LOGPROBS, optional=True)
+        _integer("prompt_logprobs", self.prompt_logprobs, low=0, high=MAX_LOGPROBS, optional=True)
         _number("repetition_penalty", self.repetition_penalty, low=0, low_included=False)
         _number("presence_penalty", self.presence_penalty, low=-2, high=2)
         _number("frequency_penalty", self.frequency_penalty, low=-2, high=2)
@@ -76,8 +84,13 @@ class SamplingParams:
         object.__setattr__(self, "logit_bias", {_token_id(k): v for k, v in self.logit_bias.items()})
         for token, bias in self.logit_bias.items():
             _number(f"logit_bias of token {token}", bias, low=-100, high=100)
-        if not isinstance(self.ignore_eos, bool):
-            raise UserError(f"ignore_eos is {self.ignore_eos!r}; it must be true or false")
+        for name in ("ignore_eos", "inside"):
+            if not isinstance(getattr(self, name), bool):
+                raise UserError(f"{name} is {getattr(self, name)!r}; it must be true or false")
+        if self.grammar is not None and not isinstance(self.grammar, Grammar):
+            raise UserError(f"grammar is {self.grammar!r:.80}; make one with Grammar.json_schema(...), .regex or .lark")
+        if self.grammar is not None and self.ignore_eos:
+            raise UserError("ignore_eos and grammar exclude each other: a grammar says where the answer ends; drop one")
         if self.temperature == 0 and self.n > 1:
             raise UserError(f"n is {self.n} with temperature 0: greedy samples are all alike; raise it or give n=1")
 

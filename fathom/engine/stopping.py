@@ -18,16 +18,18 @@ class StopStrings:
         self.stops = tuple(stops)
         self.held = ""
         self.stopped = False
+        self.found: str | None = None  # the stop string that ended the text
 
     def push(self, text: str) -> str:
         """Text that may be shown now. After a stop string is found `stopped` is set and nothing more comes out."""
         if self.stopped:
             return ""
         text = self.held + text
-        found = [(at + len(stop), at) for stop in self.stops if (at := text.find(stop)) >= 0]  # (end, start)
-        if found:
+        ends = [(at + len(stop), at, stop) for stop in self.stops if (at := text.find(stop)) >= 0]
+        if ends:
             self.held, self.stopped = "", True
-            return text[: min(found)[1]]
+            _, start, self.found = min(ends)
+            return text[:start]
         keep = max((_overlap(text, stop) for stop in self.stops), default=0)
         self.held = text[len(text) - keep :]
         return text[: len(text) - keep]

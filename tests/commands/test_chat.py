@@ -299,17 +299,16 @@ def test_mistakes_are_one_line(chat, flags, stdin, words):
 
 SLOW_AND_ENDLESS = """
 import sys, time
-import fathom.engine.llm as llm
-real = llm.generate_tokens
-def slow(*args, **more):
-    more["eos_ids"] = ()
-    for number, step in enumerate(real(*args, **more)):
+from fathom.engine.llm import LLM
+real = LLM.stream
+def slow(self, prompt, params, **more):
+    for number, delta in enumerate(real(self, prompt, params.replace(ignore_eos=True), **more)):
         if number == 10:
             print("@@", flush=True)  # ten tokens are on the screen
         if number >= 10:
             time.sleep(0.05)
-        yield step
-llm.generate_tokens = slow
+        yield delta
+LLM.stream = slow
 from fathom.cli import main
 sys.exit(main(sys.argv[1:]))
 """

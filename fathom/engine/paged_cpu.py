@@ -1,0 +1,68 @@
+"""The paged model on a CPU with the compiled step: all blocks in one call, weights read as they are held.
+
+Activations are FP32 whatever the weights are, and so are the pages unless `cache` says otherwise: with FP8 or BF16
+weights the logits are those of the FP32 model with the same weights. What is left to PyTorch: the embedding lookup and
+three norms.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fathom.engine.paged import PagedModel, Step
+from fathom.engine.weights import block_weights, matrix
+from fathom.kernels import cpu
+from fathom.model.transformer import DeepseekV3
+
+
+class CpuPagedModel(PagedModel):
+    """See PagedModel; hidden states are FP32."""
+
+    kernels = "cpu"
+    cache_dtype = torch.float32
+
+    def __init__(self, model: DeepseekV3, *, pages: int, page_size: int, mtp: bool, cache: str = "auto") -> None:
+        super().__init__(model, pages=pages, page_size=page_size, mtp=mtp, cache=cache)
+        self._blocks = cpu.CpuBlocks([block_weights(layer) for layer in model.layers])  # type: ignore[arg-type]
+        self._head = cpu.CpuLinear(matrix(model.lm_head))
+        if mtp:
+            module = model.mtp[0]
+            self._mtp_block = cpu.CpuBlocks([block_weights(module.block)])  # type: ignore[arg-type]
+            self._eh_proj = cpu.CpuLinear(matrix(module.eh_proj))  # type: ignore[arg-type]
+            self.page_hidden = torch.zeros(pages, self.config.hidden_size)
+
+    @torch.inference_mode()
+    def hidden(self, tokens: Tensor, step: Step, record: list[Tensor] | None = None) -> Tensor:
+        """See PagedModel.hidden."""
+        x, chosen = self._blocks(self.model.embed_tokens(tokens).float(), step.batch, self.pools)
+        if record is not None:
+            record += [experts for experts in chosen if experts is not None]
+        out: Tensor = self.model.norm(x)
+        return out
+
+    @torch.inference_mode()
+    def draft_hidden(self, h: Tensor, tokens: Tensor, step: Step) -> Tensor:
+        """See PagedModel.draft_hidden."""
+        assert self.mtp_pool is not None
+        x, _ = self._mtp_block(self._mtp_input(h, tokens), step.batch, [self.mtp_pool])
+        out: Tensor = self.model.mtp[0].norm(x)  # type: ignore[operator]
+        return out
+
+    @torch.inference_mode()
+    def fill_mtp(self, h: Tensor, tokens: Tensor, step: Step) -> None:
+        """See PagedModel.fill_mtp."""
+        assert self.mtp_pool is not None
+        self._mtp_block.write_latents(self._mtp_input(h, tokens), step.batch, [self.mtp_pool])
+
+    def _mtp_input(self, h: Tensor, tokens: Tensor) -> Tensor:
+        module, embedded = self.model.mtp[0], self.model.embed_tokens(tokens).float()
+        joined = torch.cat((module.enorm(embedded), module.hnorm(h)), dim=-1)  # type: ignore[operator]
+        out: Tensor = self._eh_proj(joined)
+        return out
+
+    @torch.inference_mode()
+    def logits(self, h: Tensor) -> Tensor:
+        """See PagedModel.logits."""
+        out: Tensor = self._head(h.flatten(0, -2)).unflatten(0, h.shape[:-1])
+        return out

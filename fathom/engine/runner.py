@@ -1,0 +1,141 @@
+"""The only place where lists become tensors: work of the scheduler in, rows of hidden states out, drafts made.
+
+`run` packs the tokens of all sequences side by side and gives back the hidden state of each. `remember` is called when
+it is known which tokens stay: it fills the MTP layer's latents for them and keeps what later steps go on from. `draft`
+runs the MTP module from the newest token on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fathom.engine.paged import PagedModel, Segment, Step
+from fathom.engine.request import SequenceState
+from fathom.engine.scheduler import Work
+from fathom.kernels.step import StepBatch
+
+
+@dataclass(frozen=True)
+class Result:
+    """Hidden states [T, D] of a step; those of work item i begin at begins[i]. experts [L, T, K] when recorded."""
+
+    hidden: Tensor
+    begins: list[int]
+    experts: Tensor | None
+
+
+class Runner:
+    """One model, one page pool."""
+
+    def __init__(self, paged: PagedModel) -> None:
+        self.paged = paged
+        self.device = paged.device
+
+    def run(self, work: Sequence[Work], *, record: bool = False) -> Result:
+        """All tokens of `work` through the model."""
+        tokens: list[int] = []
+        begins: list[int] = []
+        spans: list[tuple[SequenceState, int, int]] = []
+        for item in work:
+            begins.append(len(tokens))
+            new = item.tokens
+            spans.append((item.sequence, item.start, item.start + len(new)))
+            tokens += new
+        experts: list[Tensor] | None = [] if record else None
+        hidden = self.paged.hidden(self._ids(tokens), self._step(spans, first_key=0), experts)
+        return Result(hidden, begins, torch.stack(experts) if experts else None)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[R, D] -> FP32 [R, V]."""
+        return self.paged.logits(hidden)
+
+    # ---- multi-token prediction ------------------------------------------------------------------------------------
+
+    def remember(self, work: Sequence[Work], result: Result, computed: Sequence[int]) -> None:
+        """Work item i has `computed[i]` tokens for good: fill MTP's latents for them, keep the last hidden state."""
+        if self.paged.mtp_pool is None:
+            return
+        rows: list[Tensor] = []
+        tokens: list[int] = []
+        spans: list[tuple[SequenceState, int, int]] = []
+        for item, begin, end in zip(work, result.begins, computed, strict=True):
+            sequence, start = item.sequence, item.start
+            own = result.hidden[begin : begin + end - start]  # of tokens start .. end - 1
+            first = max(sequence.mtp_filled, 1)
+            if first < end:
+                if first == start:  # slot j wants the hidden state of token j - 1
+                    rows += [self._hidden_before(sequence, start)[None], own[:-1]]
+                else:
+                    rows.append(own[first - 1 - start : -1])
+                tokens += sequence.tokens[first:end]
+                spans.append((sequence, first, end))
+            sequence.mtp_filled = max(sequence.mtp_filled, end)
+            sequence.last_hidden = own[-1].clone() if end - start > 1 else own[-1]
+            self._keep_page_ends(sequence, own, start, end)
+        if spans:
+            self.paged.fill_mtp(torch.cat(rows), self._ids(tokens), self._step(spans, first_key=1))
+
+    def _hidden_before(self, sequence: SequenceState, start: int) -> Tensor:
+        """The hidden state of token start - 1: from the last step, or kept with the page found in the cache."""
+        if sequence.last_hidden is not None:
+            return sequence.last_hidden
+        assert self.paged.page_hidden is not None
+        return self.paged.page_hidden[sequence.pages[start // self.paged.page_size - 1]]
+
+    def _keep_page_ends(self, sequence: SequenceState, own: Tensor, start: int, end: int) -> None:
+        assert self.paged.page_hidden is not None
+        size = self.paged.page_size
+        for page in range(start // size, end // size):
+            self.paged.page_hidden[sequence.pages[page]] = own[(page + 1) * size - 1 - start]
+
+    def draft(
+        self, sequences: Sequence[SequenceState], hidden: Tensor | None = None, depth: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """One more draft for each: MTP's hidden states [S, D] and FP32 logits [S, V] of what follows the newest token
+        (depth 0), or the draft number `depth`, from the hidden states of the draft before."""
+        if hidden is None:
+            hidden = torch.stack([s.last_hidden for s in sequences])  # type: ignore[misc]
+        tokens = [s.drafts[depth - 1] if depth else s.tokens[-1] for s in sequences]
+        spans = [(s, len(s.tokens) - 1 + depth, len(s.tokens) + depth) for s in sequences]
+        hidden = self.paged.draft_hidden(hidden, self._ids(tokens), self._step(spans, first_key=1))
+        if depth == 0:
+            for sequence in sequences:
+                sequence.mtp_filled = len(sequence.tokens)
+        return hidden, self.paged.logits(hidden)
+
+    # ---- tensors ---------------------------------------------------------------------------------------------------
+
+    def _ids(self, tokens: Sequence[int]) -> Tensor:
+        return torch.tensor(tokens, dtype=torch.int64, device=self.device)
+
+    def _step(self, spans: Sequence[tuple[SequenceState, int, int]], *, first_key: int) -> Step:
+        """Slots begin .. end of each sequence. MTP's position is one less than its slot (first_key 1)."""
+        size = self.paged.page_size
+        rows: list[int] = []
+        places: list[int] = []
+        slots: list[int] = []
+        segments: list[Segment] = []
+        longest = max(len(sequence.pages) for sequence, _, _ in spans)
+        table = [sequence.pages + [0] * (longest - len(sequence.pages)) for sequence, _, _ in spans]
+        for row, (sequence, begin, end) in enumerate(spans):
+            segments.append(Segment(len(rows), len(rows) + end - begin, row, end))
+            rows += [row] * (end - begin)
+            places += range(begin, end)
+            pages = sequence.pages
+            slots += [pages[at // size] * size + at % size for at in range(begin, end)]
+        at = torch.tensor(places)
+        cos, sin = self.paged.rope((at - first_key).to(self.device))
+        batch = StepBatch(
+            rows=torch.tensor(rows, dtype=torch.int32, device=self.device),
+            slots=torch.tensor(slots, dtype=torch.int64, device=self.device),
+            last_key=(at + 1).to(device=self.device, dtype=torch.int32),
+            page_table=torch.tensor(table, dtype=torch.int32, device=self.device),
+            cos=cos,
+            sin=sin,
+            first_key=first_key,
+        )
+        return Step(batch, segments)

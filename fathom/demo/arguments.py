@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from fathom.checkpoint.convert import Result
 from fathom.runtime import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose mistakes are a UserError, for commands that run in several processes and must speak once."""
+
+    def error(self, message: str) -> NoReturn:
+        """Instead of printing and leaving."""
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def complain(error: Exception) -> int:
+    """One line for a person's mistake; returns the exit code."""
+    print(f"fathom: error: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
 
 
 def finish(work: Callable[[], Result], destination: Path) -> int:
@@ -15,8 +31,7 @@ def finish(work: Callable[[], Result], destination: Path) -> int:
     try:
         result = work()
     except UserError as error:
-        print(f"fathom: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return complain(error)
     except KeyboardInterrupt:
         print("fathom: interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130

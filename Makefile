@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: chat test check format minnow clean help
+.PHONY: chat serve test check browser format minnow clean help
 
 help:            ## show this list
 	@grep -E '^[a-z]+: .*##|^[a-z]+:  *##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -13,8 +13,18 @@ help:            ## show this list
 chat: $(VENV)/.installed   ## talk with the bundled model
 	@$(BIN)/fathom chat
 
-test: $(VENV)/.installed-dev   ## run the test suite
+serve: $(VENV)/.installed   ## serve the bundled model: API and chat page on http://127.0.0.1:8000
+	@$(BIN)/fathom serve
+
+test: $(VENV)/.installed-dev browser   ## run the test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# The chat page is tested in a real browser. Without one its tests are skipped, and fail where CI is set.
+browser:         ## see that Chromium is there; Debian's package is installed where we may
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	  && { echo "installing Chromium for the tests of the chat page"; apt-get update -qq; \
+	       DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; }; } \
+	  || echo "Chromium is not installed: the tests of the chat page will be skipped (apt-get install chromium)"
 
 check: $(VENV)/.installed-dev   ## ruff lint and format, mypy strict, import layers
 	$(BIN)/ruff check .

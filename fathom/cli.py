@@ -21,6 +21,8 @@ from fathom import __version__
 COMMANDS: dict[str, tuple[str, str]] = {  # name -> (module, one line of help)
     "chat": ("fathom.commands.chat", "talk with a model, or answer one prompt (-p, standard input)"),
     "generate": ("fathom.commands.generate", "answer a file of prompts"),
+    "serve": ("fathom.commands.serve", "serve an OpenAI-compatible API and a chat page"),
+    "check": ("fathom.commands.check", "compare this machine's fast path with the reference, measure its speed"),
     "inspect": ("fathom.commands.inspect", "show what a checkpoint holds, from its headers alone"),
     "convert": ("fathom.commands.convert", "convert a checkpoint between FP8, BF16, demo and Hugging Face layout"),
     "corpus": ("fathom.commands.corpus", "build the training corpus and its tokenizer"),
@@ -60,7 +62,7 @@ def fail(message: str) -> int:
 def usage() -> str:
     """The table of commands."""
     lines = [f"  {name:<9} {help_line}" for name, (_, help_line) in COMMANDS.items()]
-    head = ["usage: fathom COMMAND ...", "", "DeepSeek-V3 in one code base: load, convert, talk to, train.", ""]
+    head = ["usage: fathom COMMAND ...", "", "DeepSeek-V3 in one code base: load, convert, talk to, serve, train.", ""]
     foot = ["", "`fathom COMMAND --help` explains a command; `fathom --version` prints the version."]
     return "\n".join(head + lines + foot)
 

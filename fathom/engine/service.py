@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import secrets
 import threading
 from collections import deque
 from collections.abc import AsyncIterator
@@ -21,6 +20,7 @@ from fathom.engine.llm import LLM
 from fathom.engine.outputs import Delta
 from fathom.engine.params import SamplingParams
 from fathom.engine.request import Request
+from fathom.engine.sampling import derive_seed
 
 log = logging.getLogger("fathom.engine")
 
@@ -118,10 +118,9 @@ class EngineService:
         self.llm.engine.check(prompt, params)
         if params.grammar is not None:
             self.llm.engine.compiler.matcher(params.grammar)
-        key = f"{request_id}#{next(self._numbers)}"
-        request = Request(
-            key, prompt, params, secrets.randbits(48), priority, thinking_open, reproducible=params.seed is not None
-        )
+        number = next(self._numbers)
+        key, seed = f"{request_id}#{number}", derive_seed(self.llm.seed, number)
+        request = Request(key, prompt, params, seed, priority, thinking_open, reproducible=params.seed is not None)
         caller = _Caller(asyncio.get_running_loop(), asyncio.Queue())
         self._callers[key] = caller
         self._post(request)

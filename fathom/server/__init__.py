@@ -1,0 +1,1 @@
+"""The API server: the OpenAI requests over HTTP, and the chat page. `app.create_app` builds it."""

@@ -1,0 +1,97 @@
+// Where the question is written. Enter sends, Shift+Enter breaks the line, arrow up in an empty field edits the last
+// question. The unsent text of each conversation is kept while the tab lives.
+
+import { $, growWithText } from "./dom.js";
+import { drafts } from "./prefs.js";
+import { formatCount, percent, ring } from "./stats.js";
+import { path } from "./tree.js";
+
+export class Composer {
+  constructor({ chat, settings, onEditLast }) {
+    this.chat = chat;
+    this.settings = settings;
+    this.area = $("#prompt");
+    this.button = $("#send");
+    this.onEditLast = onEditLast;
+    this.conversationId = null;
+    growWithText(this.area);
+    $("#composer").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.chat.run ? this.chat.stop() : this.send();
+    });
+    this.area.addEventListener("input", () => this.#changed());
+    this.area.addEventListener("keydown", (event) => this.#key(event));
+    for (const name of ["thinking", "inside"]) {
+      $(`#toggle-${name}`).addEventListener("click", () => {
+        settings.toggle(name);
+        this.refresh();
+      });
+    }
+    chat.on("structure", () => this.refresh());
+  }
+
+  focus() {
+    this.area.focus({ preventScroll: true });
+  }
+
+  send() {
+    const text = this.area.value;
+    const problem = this.settings.problem();
+    if (problem) return this.settings.showProblem(problem);
+    if (this.chat.run || !text.trim()) return undefined;
+    this.area.value = "";
+    this.#changed();
+    this.chat.send(text.trim(), path(this.chat.conversation).at(-1)?.id ?? null);
+    return undefined;
+  }
+
+  #key(event) {
+    if (event.isComposing) return;
+    if (event.key === "Enter" && !event.shiftKey && !event.ctrlKey && !event.metaKey && !event.altKey) {
+      event.preventDefault();
+      this.send();
+    } else if (event.key === "ArrowUp" && this.area.value === "") {
+      event.preventDefault();
+      this.onEditLast();
+    }
+  }
+
+  #changed() {
+    drafts.set(this.chat.conversation.id, this.area.value);
+    this.button.disabled = !this.chat.run && !this.area.value.trim();
+  }
+
+  refresh() {
+    const { conversation, run, model } = this.chat;
+    if (conversation.id !== this.conversationId) {
+      this.conversationId = conversation.id;
+      this.area.value = drafts.get(conversation.id);
+    }
+    this.button.classList.toggle("stopping", run !== null);
+    this.button.setAttribute("aria-label", run ? "Stop" : "Send");
+    this.button.title = run ? "Stop (Esc)" : "Send (Enter)";
+    this.area.placeholder = model ? `Message ${model.id}` : "Message";
+    this.#chip("thinking", Boolean(model?.thinking));
+    this.#chip("inside", Boolean(model?.moe_layers));
+    this.#showContext(conversation);
+    this.#changed();
+  }
+
+  #chip(name, available) {
+    const chip = $(`#toggle-${name}`);
+    chip.hidden = !available;
+    chip.setAttribute("aria-pressed", String(this.settings.on(name)));
+  }
+
+  /** How full the context was after the newest answer of the shown path. */
+  #showContext(conversation) {
+    const own = path(conversation).findLast((node) => node.usage?.fathom)?.usage.fathom;
+    const slot = $("#context");
+    slot.hidden = !own?.context_limit;
+    if (slot.hidden) return;
+    const { context_used: used, context_limit: limit } = own;
+    slot.replaceChildren(ring(used / limit), `${formatCount(used)} / ${formatCount(limit)}`);
+    slot.title = `${percent(used, limit)} of the context is used`;
+    slot.classList.toggle("high", used / limit > 0.8);
+  }
+}

@@ -97,8 +97,10 @@ def prepare(llm: LLM, facts: TemplateFacts, job: ChatJob) -> Prepared:
     is_open = template.thought_is_open(text)
     parse = bool(job.tools) and choice.mode != "none"
 
+    sure = params.grammar != job.params.grammar  # the constraint that tools added makes every call well formed
+
     def new_stream() -> AnswerStream:
-        return AnswerStream(facts.format, thinking=is_open, tools=parse, eos=template.eos_token)
+        return AnswerStream(facts.format, thinking=is_open, tools=parse, sure=sure, eos=template.eos_token)
 
     return Prepared(prompt, params, is_open, new_stream)
 

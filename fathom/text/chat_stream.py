@@ -7,6 +7,8 @@ when nothing that may follow can change it:
                         set a thought off); a complete EOS is held too, because only the last one is dropped
     calls               at the end of the answer: until then any text may follow and make the block malformed, and
                         then all of it is content. Once it is malformed for certain it comes out as content at once.
+    sure calls          a grammar forces the block to be well formed: names and arguments come out as they are written,
+                        and an answer that was cut inside a call ends with a part of its arguments
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fathom.text.chat_parse import CALL_FORMATS, CallBlock
-from fathom.text.chat_tokens import CALLS_BEGIN, END_THINK, EOS, THINK
+from fathom.text.chat_tokens import CALL_BEGIN, CALL_END, CALLS_BEGIN, END_THINK, EOS, SEP, THINK
 
 
 @dataclass(frozen=True)
@@ -28,14 +30,16 @@ class Piece:
 
 
 class AnswerStream:
-    """`thinking`: the prompt ended inside a thought. Without `tools`, the tokens of calls are plain content."""
+    """`thinking`: the prompt ended inside a thought. Without `tools`, the tokens of calls are plain content.
+    `sure`: a grammar forces calls into the format."""
 
-    def __init__(self, format: str, *, thinking: bool, tools: bool, eos: str = EOS) -> None:
+    def __init__(self, format: str, *, thinking: bool, tools: bool, sure: bool = False, eos: str = EOS) -> None:
         self.in_reasoning = thinking  # the text so far is still inside the thought
         self._thinking = thinking
         self._newlines = format != "v3.1"  # a thought is set off by newlines that belong to the format
         self._eos = eos
         self._has_calls = tools and format in CALL_FORMATS
+        self._sure = _SureCalls(format) if sure and self._has_calls else None
         self._block = CallBlock(format)
         self._block_text: list[str] = []
         self._raw = ""  # an end that may be EOS
@@ -126,6 +130,10 @@ class AnswerStream:
         return True
 
     def _calls(self, last: bool) -> bool:
+        if self._sure is not None:
+            self._pieces += self._sure.push(self._text, last)
+            self._text = ""
+            return False
         self._block.push(self._text)
         self._block_text.append(self._text)
         self._text = ""
@@ -143,6 +151,45 @@ class AnswerStream:
         if n:
             self._pieces.append(Piece(kind, self._text[:n]))
         self._text = self._text[n:]
+
+
+class _SureCalls:
+    """Calls that a grammar forces into the format (tool_grammar.py), read as they come.
+
+    v3    CALL_BEGIN "function" SEP name "\n```json\n" arguments "\n```" CALL_END
+    v3.1  CALL_BEGIN name SEP arguments CALL_END
+    """
+
+    def __init__(self, format: str) -> None:
+        self._opened, self._closed = (SEP, CALL_END) if format == "v3.1" else ("\n```json\n", "\n```" + CALL_END)
+        self._text = ""
+        self._call = -1
+        self._state: Literal["between", "head", "arguments"] = "between"
+
+    def push(self, text: str, last: bool) -> list[Piece]:
+        self._text += text
+        pieces: list[Piece] = []
+        while True:
+            if self._state == "between":
+                _, found, rest = self._text.partition(CALL_BEGIN)
+                if not found:
+                    return pieces
+                self._text, self._state, self._call = rest, "head", self._call + 1
+            elif self._state == "head":
+                head, found, rest = self._text.partition(self._opened)
+                if not found:
+                    return pieces
+                pieces.append(Piece("call", head.rpartition(SEP)[2], self._call))
+                self._text, self._state = rest, "arguments"
+            else:
+                part, found, rest = self._text.partition(self._closed)
+                held = 0 if found or last else _overlap(part, self._closed)
+                if len(part) > held:
+                    pieces.append(Piece("arguments", part[: len(part) - held], self._call))
+                self._text = rest if found else part[len(part) - held :]
+                if not found:
+                    return pieces
+                self._state = "between"
 
 
 def _overlap(text: str, token: str) -> int:

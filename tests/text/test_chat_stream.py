@@ -1,10 +1,13 @@
 """The stream's joined pieces equal `parse_assistant` of the whole text, for any text and any cuts."""
 
+import json
+
 import pytest
 from chat_helpers import CLOSED, both
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fathom.text.chat import ChatTemplate
 from fathom.text.chat_parse import CallBlock, parse_assistant
 from fathom.text.chat_stream import AnswerStream, Piece
 from fathom.text.chat_tokens import (
@@ -148,3 +151,33 @@ def test_a_block_that_is_broken_stays_broken(format, text, data):
     if block.broken:
         for rest in ("", *parts, CALLS_END, V3_CALL + CALLS_END, V31_CALL + CALLS_END):
             assert "tool_calls" not in parse_assistant(CALLS_BEGIN + seen + rest, format)
+
+
+@pytest.mark.parametrize("format", ["v3", "v3.1"])
+@settings(max_examples=40)
+@given(data=st.data())
+def test_sure_calls_are_those_of_the_whole_text_and_come_as_they_are_written(format, data):
+    names = st.sampled_from(["f", "get_weather", "a-b"])
+    values = st.dictionaries(st.text("ab`\n{}", max_size=4), st.integers() | st.text("x`\n", max_size=6), max_size=3)
+    calls = data.draw(st.lists(st.tuples(names, values), min_size=1, max_size=3))
+    template = ChatTemplate.builtin(format)
+    messages = [
+        {"role": "user", "content": "u"},
+        {"role": "assistant", "content": "Well.", "tool_calls": [
+            {"type": "function", "function": {"name": n, "arguments": json.dumps(v)}} for n, v in calls]},
+    ]  # fmt: skip
+    whole = template.render(messages, add_generation_prompt=False)
+    text = whole[whole.index("Well.") :]
+    stream = AnswerStream(format, thinking=False, tools=True, sure=True)
+    pieces, at, before_the_end = [], 0, 0
+    while at < len(text):
+        step = data.draw(st.integers(1, 12))
+        pieces += stream.push(text[at : at + step])
+        at += step
+    before_the_end = sum(p.kind == "arguments" for p in pieces)
+    pieces += stream.finish()
+    assert before_the_end >= len(calls)
+    for i, (name, value) in enumerate(calls):
+        assert [p.text for p in pieces if p.kind == "call" and p.call == i] == [name]
+        assert "".join(p.text for p in pieces if p.kind == "arguments" and p.call == i) == json.dumps(value)
+    assert "".join(p.text for p in pieces if p.kind == "content") == "Well."

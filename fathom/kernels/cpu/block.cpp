@@ -9,11 +9,12 @@
 //   6  norm; router; gate and up of the dense or shared network
 //   7  routing; gate and up of the chosen experts                    (mixture of experts only)
 //   8  down of everything, added to x
+// Long chunks of prompts go through the same steps on other products and another attention: plan.h says which tokens
+// do, prefill.h how. In a step that has both, the chunks go first, through all blocks, then the others.
 // x is the residual stream: the caller's output tensor, updated in place. Every function returns 0, or what was wrong.
 #include <omp.h>
 
-#include "attention.h"
-#include "feed_forward.h"
+#include "prefill.h"
 
 namespace fathom {
 namespace {
@@ -115,28 +116,92 @@ void feed_forward(const Block& b, Work& w, const Buffer& x, int64_t* chosen) {
     w.team.wait();
 }
 
-// Runs f(work) on all threads of the team, with buffers for blocks as large as `sizes`.
-template <class F>
-Status with_team(const Sizes& sizes, int64_t tokens, int64_t parts, int threads, F f) {
+// Runs f(work) on all threads of the team. `lay` hands out their buffers.
+template <class Buffers, class Lay, class F>
+Status with_team(int threads, Lay lay, F f) {
     Shared shared;
     Arena arena;
-    Work* works = arena.take<Work>(threads);
+    Buffers* works = arena.take<Buffers>(threads);
     {
-        Work* const dry = static_cast<Work*>(std::calloc(threads, sizeof(Work)));
+        Buffers* const dry = static_cast<Buffers*>(std::calloc(threads, sizeof(Buffers)));
         if (!dry) return NO_MEMORY;
-        lay_work(arena, sizes, tokens, parts, threads, dry);
+        lay(arena, dry);
         std::free(dry);
     }
     arena.base = memory.at_least(arena.used);
     if (!arena.base) return NO_MEMORY;
     arena.used = 0;
-    works = arena.take<Work>(threads);
-    lay_work(arena, sizes, tokens, parts, threads, works);
+    works = arena.take<Buffers>(threads);
+    lay(arena, works);
 #pragma omp parallel num_threads(threads)
     {
-        Work& work = works[omp_get_thread_num()];
+        Buffers& work = works[omp_get_thread_num()];
         work.team = {&shared, omp_get_thread_num(), omp_get_num_threads()};
         f(work);
+    }
+    return OK;
+}
+
+template <class F>
+Status with_work(const Sizes& sizes, int64_t tokens, int64_t parts, int threads, F f) {
+    return with_team<Work>(
+        threads, [&](Arena& arena, Work* all) { lay_work(arena, sizes, tokens, parts, threads, all); }, f);
+}
+
+// All blocks over tokens of which none belongs to a long segment.
+Status run_short(const Block* const* blocks, const Pool* pools, int64_t count, const Step& step, float* x,
+                 int64_t* const* chosen, int threads) {
+    Sizes sizes;
+    for (int64_t i = 0; i < count; ++i) sizes.include(*blocks[i]);
+    const int64_t parts = parts_stored(step, sizes.heads, threads);
+    return with_work(sizes, step.tokens, parts, threads, [&](Work& w) {
+        const Buffer stream{x, blocks[0]->hidden};
+        for (int64_t i = 0; i < count; ++i) {
+            attention(*blocks[i], pools[i], step, w, stream);
+            feed_forward(*blocks[i], w, stream, chosen[i]);
+        }
+    });
+}
+
+// All blocks over tokens of long segments.
+Status run_long(const Block* const* blocks, const Pool* pools, int64_t count, const Step& step, float* x,
+                int64_t* const* chosen, int threads) {
+    Sizes sizes;
+    KeySizes keys;
+    for (int64_t i = 0; i < count; ++i) sizes.include(*blocks[i]), keys.include(*blocks[i]);
+    const Plan plan(step, keys.keys + keys.values);
+    const Buffer stream{x, blocks[0]->hidden};
+    const auto lay = [&](Arena& arena, Prefill* all) {
+        lay_prefill(arena, sizes, keys, plan, stream, step.tokens, threads, all);
+    };
+    return with_team<Prefill>(threads, lay, [&](Prefill& w) {
+        for (int64_t i = 0; i < count; ++i) {
+            prefill_attention(*blocks[i], pools[i], step, w, stream);
+            prefill_feed_forward(*blocks[i], w, stream, chosen[i]);
+        }
+    });
+}
+
+using Run = Status (*)(const Block* const*, const Pool*, int64_t, const Step&, float*, int64_t* const*, int);
+
+// Some of the tokens of a step: copied out, run, and brought back.
+Status run_part(Run run, const std::vector<int64_t>& tokens, const Block* const* blocks, const Pool* pools,
+                int64_t count, const Step& step, float* x, int64_t* const* chosen, int threads) {
+    const int64_t hidden = blocks[0]->hidden;
+    Part part(step, tokens, blocks[0]->rope / 2, x, hidden);
+    std::vector<std::vector<int64_t>> experts(count);
+    std::vector<int64_t*> to(count);
+    for (int64_t i = 0; i < count; ++i) {
+        if (chosen[i]) experts[i].resize(part.tokens.size() * blocks[i]->top_k);
+        to[i] = chosen[i] ? experts[i].data() : nullptr;
+    }
+    if (const Status status = run(blocks, pools, count, part.step, part.x.data(), to.data(), threads)) return status;
+    for (size_t n = 0; n < tokens.size(); ++n) {
+        std::copy_n(part.x.data() + n * hidden, hidden, x + tokens[n] * hidden);
+        for (int64_t i = 0; i < count; ++i) {
+            const int64_t k = blocks[i]->top_k;
+            if (chosen[i]) std::copy_n(to[i] + n * k, k, chosen[i] + tokens[n] * k);
+        }
     }
     return OK;
 }
@@ -159,16 +224,16 @@ int fathom_blocks(const Block* const* blocks, const Pool* pools, int64_t count, 
                   int64_t* const* chosen, int threads) {
     if (!step->tokens || !count) return OK;
     if (const Status status = check(*step, pools, count, true)) return status;
-    Sizes sizes;
-    for (int64_t i = 0; i < count; ++i) sizes.include(*blocks[i]);
-    const int64_t parts = parts_stored(*step, sizes.heads, threads);
-    return with_team(sizes, step->tokens, parts, threads, [&](Work& w) {
-        const Buffer stream{x, blocks[0]->hidden};
-        for (int64_t i = 0; i < count; ++i) {
-            attention(*blocks[i], pools[i], *step, w, stream);
-            feed_forward(*blocks[i], w, stream, chosen[i]);
-        }
-    });
+    try {
+        std::vector<int64_t> long_tokens, others;
+        split(*step, *blocks[0], long_tokens, others);
+        if (long_tokens.empty()) return run_short(blocks, pools, count, *step, x, chosen, threads);
+        if (others.empty()) return run_long(blocks, pools, count, *step, x, chosen, threads);
+        const Status status = run_part(run_long, long_tokens, blocks, pools, count, *step, x, chosen, threads);
+        return status ? status : run_part(run_short, others, blocks, pools, count, *step, x, chosen, threads);
+    } catch (const std::bad_alloc&) {
+        return NO_MEMORY;
+    }
 }
 
 // Only the latents and rope keys of the tokens x [T, D], into the pool.
@@ -177,7 +242,7 @@ int fathom_latents(const Block* block, const Pool* pool, const Step* step, const
     if (const Status status = check(*step, pool, 1, false)) return status;
     Sizes sizes;
     sizes.include(*block);
-    return with_team(sizes, step->tokens, 1, threads, [&](Work& w) {
+    return with_work(sizes, step->tokens, 1, threads, [&](Work& w) {
         const Block& b = *block;
         w.each_token([&](int64_t t) {
             norm_token(w, t, x + t * b.hidden, b.input_norm, b.norm_eps, b.hidden, 1u << b.kv_a.kind);
@@ -197,7 +262,7 @@ int fathom_linear(const Matrix* m, const float* gain, float eps, const float* x,
     if (!tokens) return OK;
     Sizes sizes;
     sizes.hidden = m->cols;
-    return with_team(sizes, tokens, 1, threads, [&](Work& w) {
+    return with_work(sizes, tokens, 1, threads, [&](Work& w) {
         const Buffer& laid = w.normed[m->kind];
         w.each_token([&](int64_t t) {
             const float* row = x + t * m->cols;

@@ -15,6 +15,7 @@ import platform
 import shutil
 import stat
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -96,6 +97,8 @@ def _cpu_flags() -> str:
 
 
 def _compile(compiler: list[str], path: Path) -> None:
+    if sys.stderr.isatty():
+        print("fathom: compiling the CPU kernels for this machine, once (about 15 seconds)", file=sys.stderr)
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=".so", dir=path.parent)
     os.close(handle)
     temporary = Path(name)

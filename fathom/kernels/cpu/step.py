@@ -4,6 +4,11 @@ Why: at one token per step PyTorch spends more time between its operators than i
 region of seven or eight phases, weights are read as they are stored (FP32, BF16, FP8), and everything between two
 matrices stays in the cache of a core. Activations and sums are FP32.
 
+Long chunks of prompts take another way through the same library (plan.h, prefill.h): weights are unpacked panel by
+panel for all tokens, keys and values are expanded. Which way a token goes depends on how many tokens of its own
+sequence the step has, and on how many keys they see. On one way its result is the same bit for bit, alone or in any
+company, on any number of threads; the two ways differ by FP32's rounding.
+
 Threads are OpenMP's, the pool that PyTorch uses, as many as `torch.get_num_threads()` says.
 
 Shapes: T tokens, D hidden, K experts per token; see kernels/step.py for the rest.

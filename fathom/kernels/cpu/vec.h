@@ -168,11 +168,29 @@ INLINE void sum_lanes(const vf* v, float* out) {
 #endif
 }
 
+// a > b ? a : b and a < b ? a : b, lane by lane: b where a or b is NaN. Compilers do not find the instruction.
+INLINE vf larger(vf a, vf b) {
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+    return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (vf)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+    return a > b ? a : b;
+#endif
+}
+INLINE vf smaller(vf a, vf b) {
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+    return (vf)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (vf)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+    return a < b ? a : b;
+#endif
+}
+
 // e^x to about 1e-7: x = n ln 2 + r with |r| <= ln 2 / 2, a polynomial for e^r, n added to the exponent.
 INLINE vf exp(vf x) {
-    const vf low = splat(-87.f), high = splat(88.f);
-    x = x < low ? low : x;
-    x = x > high ? high : x;
+    x = smaller(splat(88.f), larger(splat(-87.f), x));
     const vf round = splat(0x1.8p23f);  // adding it leaves the nearest integer in the low bits
     const vf shifted = x * 1.44269504f + round;
     const vf n = shifted - round;

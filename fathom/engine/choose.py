@@ -7,6 +7,7 @@ in order until one differs from its draft (speculative.accept).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -37,12 +38,11 @@ def is_plain(params: SamplingParams) -> bool:
 
 
 def best_tokens(logits: Tensor) -> list[int]:
-    """[R, V] -> the highest logit of each row, ties to the lowest id; NaN is a UserError."""
-    top = logits.max(dim=-1, keepdim=True).values
-    if bool(top.isnan().any()):
+    """[R, V] -> the highest logit of each row, ties to the lowest id (torch.max promises it); NaN is a UserError."""
+    top, ids = logits.max(dim=-1)
+    if any(map(math.isnan, top.tolist())):
         raise UserError(NAN)
-    ids = torch.arange(logits.shape[-1], device=logits.device)
-    return torch.where(logits == top, ids, logits.shape[-1]).amin(-1).tolist()
+    return ids.tolist()
 
 
 def adjusted(logits: Tensor, sequence: SequenceState) -> Tensor:  # [V] float32 -> [V] float64

@@ -211,7 +211,8 @@ class Engine:
         if not due:
             return deltas, accepted
         index = [row + k for i, row in due for k in range(1 + len(work[i].drafts))]
-        logits = self.runner.logits(result.hidden[index]).cpu()
+        hidden = result.hidden if len(index) == len(result.hidden) else result.hidden[index]
+        logits = self.runner.logits(hidden).cpu()
         best = best_tokens(logits)
         at = 0
         for i, row in due:

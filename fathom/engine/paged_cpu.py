@@ -8,11 +8,13 @@ three norms.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from fathom.engine.paged import PagedModel, Step
 from fathom.engine.weights import block_weights, matrix
 from fathom.kernels import cpu
+from fathom.model.layers import RMSNorm
 from fathom.model.transformer import DeepseekV3
 
 
@@ -26,28 +28,28 @@ class CpuPagedModel(PagedModel):
         super().__init__(model, pages=pages, page_size=page_size, mtp=mtp, cache=cache)
         self._blocks = cpu.CpuBlocks([block_weights(layer) for layer in model.layers])  # type: ignore[arg-type]
         self._head = cpu.CpuLinear(matrix(model.lm_head))
+        self._norm = _gain(model.norm)
         if mtp:
             module = model.mtp[0]
             self._mtp_block = cpu.CpuBlocks([block_weights(module.block)])  # type: ignore[arg-type]
             self._eh_proj = cpu.CpuLinear(matrix(module.eh_proj))  # type: ignore[arg-type]
+            self._enorm, self._hnorm, self._mtp_norm = (_gain(n) for n in (module.enorm, module.hnorm, module.norm))
             self.page_hidden = torch.zeros(pages, self.config.hidden_size)
 
     @torch.inference_mode()
     def hidden(self, tokens: Tensor, step: Step, record: list[Tensor] | None = None) -> Tensor:
         """See PagedModel.hidden."""
-        x, chosen = self._blocks(self.model.embed_tokens(tokens).float(), step.batch, self.pools)
+        x, chosen = self._blocks(self._embed(tokens), step.batch, self.pools)
         if record is not None:
             record += [experts for experts in chosen if experts is not None]
-        out: Tensor = self.model.norm(x)
-        return out
+        return self._normed(x, self._norm)
 
     @torch.inference_mode()
     def draft_hidden(self, h: Tensor, tokens: Tensor, step: Step) -> Tensor:
         """See PagedModel.draft_hidden."""
         assert self.mtp_pool is not None
         x, _ = self._mtp_block(self._mtp_input(h, tokens), step.batch, [self.mtp_pool])
-        out: Tensor = self.model.mtp[0].norm(x)  # type: ignore[operator]
-        return out
+        return self._normed(x, self._mtp_norm)
 
     @torch.inference_mode()
     def fill_mtp(self, h: Tensor, tokens: Tensor, step: Step) -> None:
@@ -56,13 +58,24 @@ class CpuPagedModel(PagedModel):
         self._mtp_block.write_latents(self._mtp_input(h, tokens), step.batch, [self.mtp_pool])
 
     def _mtp_input(self, h: Tensor, tokens: Tensor) -> Tensor:
-        module, embedded = self.model.mtp[0], self.model.embed_tokens(tokens).float()
-        joined = torch.cat((module.enorm(embedded), module.hnorm(h)), dim=-1)  # type: ignore[operator]
-        out: Tensor = self._eh_proj(joined)
+        joined = (self._normed(self._embed(tokens), self._enorm), self._normed(h, self._hnorm))
+        out: Tensor = self._eh_proj(torch.cat(joined, dim=-1))
         return out
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        return self.model.embed_tokens.weight.data[tokens].float()
+
+    def _normed(self, x: Tensor, gain: Tensor) -> Tensor:
+        return F.rms_norm(x, gain.shape, gain, self.config.rms_norm_eps)
 
     @torch.inference_mode()
     def logits(self, h: Tensor) -> Tensor:
         """See PagedModel.logits."""
         out: Tensor = self._head(h.flatten(0, -2)).unflatten(0, h.shape[:-1])
         return out
+
+
+def _gain(norm: nn.Module | Tensor) -> Tensor:
+    """A norm's gain in FP32, converted once and not at every step."""
+    assert isinstance(norm, RMSNorm)
+    return norm.weight.data.float()

@@ -127,12 +127,11 @@ class Runner:
             places += range(begin, end)
             pages = sequence.pages
             slots += [pages[at // size] * size + at % size for at in range(begin, end)]
-        at = torch.tensor(places)
-        cos, sin = self.paged.rope((at - first_key).to(self.device))
+        cos, sin = self.paged.rope(torch.tensor([at - first_key for at in places], device=self.device))
         batch = StepBatch(
             rows=torch.tensor(rows, dtype=torch.int32, device=self.device),
             slots=torch.tensor(slots, dtype=torch.int64, device=self.device),
-            last_key=(at + 1).to(device=self.device, dtype=torch.int32),
+            last_key=torch.tensor([at + 1 for at in places], dtype=torch.int32, device=self.device),
             page_table=torch.tensor(table, dtype=torch.int32, device=self.device),
             cos=cos,
             sin=sin,

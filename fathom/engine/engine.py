@@ -90,6 +90,7 @@ class Engine:
         self.max_model_len = min(max_model_len, self.cache_tokens)
         self.scheduler = Scheduler(self.pool, max_running=max_running, step_tokens=step_tokens)
         self.depth, self.always, self.pace = depth, always, Pace()
+        self._pays = True
         self.lost: list[str] = []
         self.failed: dict[str, UserError] = {}  # requests that the last step could not go on with
         self._groups: dict[str, Group] = {}
@@ -193,11 +194,12 @@ class Engine:
         self._score_prompts(work, result)
         deltas, accepted = self._choose(work, result)
         computed = [item.start + item.count + kept for item, kept in zip(work, accepted, strict=True)]
-        self.runner.remember(work, result, computed)
+        drafting = self._drafting(work, computed)
+        self.runner.remember(work, result, computed, drafting)
         self._keep(work, computed)
         for request_id in self.failed:
             self.abort(request_id)
-        self._draft([item.sequence for item in work if item.sequence.state is State.RUNNING])
+        self._draft(drafting)
         if all(item.count == 1 for item in work):  # a step without prefill
             self.pace.add(len(work), any(item.drafts for item in work), perf_counter() - begun, len(deltas))
         return deltas
@@ -271,7 +273,8 @@ class Engine:
         """Latents that stay are sealed into pages; what has ended gives its pages back."""
         for item, end in zip(work, computed, strict=True):
             sequence = item.sequence
-            self.scheduler.advance(sequence, end)
+            if sequence.state is State.RUNNING:  # else preempted for another one's draft a moment ago
+                self.scheduler.advance(sequence, end)
             group = self._groups[sequence.request.id]
             if group.answers[sequence.index].finish is not None:
                 self.scheduler.finish(sequence)
@@ -279,15 +282,26 @@ class Engine:
             if not self._groups[request_id].open:
                 del self._groups[request_id]
 
-    def _draft(self, sequences: Sequence[SequenceState]) -> None:
-        """Guess what follows the newest token of each sequence that decodes."""
-        decoding = [s for s in sequences if not s.in_prefill and len(s.tokens) > s.prompt_length]
-        if not self.depth or not decoding:
-            return
-        pays = self.always or self.pace.wants_drafts(len(decoding))
-        due = [s for s in decoding if self._drafts_for(s, pays)]
+    def _drafting(self, work: Sequence[Work], computed: Sequence[int]) -> list[SequenceState]:
+        """The sequences for which to guess what follows their newest token; they have pages for it."""
+        if not self.depth:
+            return []
+        decoding = [
+            item.sequence
+            for item, end in zip(work, computed, strict=True)
+            if len(item.sequence.tokens) == end + 1 > item.sequence.prompt_length
+            and self._groups[item.sequence.request.id].answers[item.sequence.index].finish is None
+            and item.sequence.request.id not in self.failed
+        ]
+        if not decoding:
+            return []
+        self._pays = self.always or self.pace.wants_drafts(len(decoding))
+        due = [s for s in decoding if self._drafts_for(s)]
         due = [s for s in due if self.scheduler.reserve(s, len(s.tokens) + self.depth - 1, must=s.must_draft)]
-        due = [s for s in due if s.state is State.RUNNING]  # reserving may have preempted one
+        return [s for s in due if s.state is State.RUNNING]  # reserving may have preempted one
+
+    def _draft(self, due: list[SequenceState]) -> None:
+        """Guess what follows the newest token of each."""
         hidden: Tensor | None = None
         for depth in range(self.depth):
             if not due:
@@ -300,13 +314,14 @@ class Engine:
                 token, probs = draw_draft(logits[row].cpu(), sequence, best[row], point)
                 sequence.drafts.append(token)
                 sequence.draft_probs += [probs] if probs is not None else []
-                if depth + 1 < self._drafts_for(sequence, pays):
+                if depth + 1 < self._drafts_for(sequence):
                     stay.append(row)
-            due, hidden = [due[row] for row in stay], hidden[stay]
+            if len(stay) < len(due):
+                due, hidden = [due[row] for row in stay], hidden[stay]
 
-    def _drafts_for(self, sequence: SequenceState, pays: bool) -> int:
+    def _drafts_for(self, sequence: SequenceState) -> int:
         """How many drafts a sequence gets now. The answer's last token needs none."""
-        if not sequence.speculate or not (pays or sequence.must_draft):
+        if not sequence.speculate or not (self._pays or sequence.must_draft):
             return 0
         return min(self.depth, sequence.room - (len(sequence.tokens) - sequence.prompt_length) - 1)
 

@@ -7,16 +7,19 @@ runs the MTP module from the newest token on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fathom.engine.paged import PagedModel, Segment, Step
-from fathom.engine.request import SequenceState
+from fathom.engine.request import SequenceState, State
 from fathom.engine.scheduler import Work
 from fathom.kernels.step import StepBatch
+
+Span = tuple[SequenceState, int, int]  # slots begin .. end of a sequence
+MANY = 8  # tokens: more than these are not worth a place in the draft's step
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Runner:
         """All tokens of `work` through the model."""
         tokens: list[int] = []
         begins: list[int] = []
-        spans: list[tuple[SequenceState, int, int]] = []
+        spans: list[Span] = []
         for item in work:
             begins.append(len(tokens))
             new = item.tokens
@@ -55,27 +58,37 @@ class Runner:
 
     # ---- multi-token prediction ------------------------------------------------------------------------------------
 
-    def remember(self, work: Sequence[Work], result: Result, computed: Sequence[int]) -> None:
-        """Work item i has `computed[i]` tokens for good: fill MTP's latents for them, keep the last hidden state."""
+    def remember(
+        self, work: Sequence[Work], result: Result, computed: Sequence[int], drafting: Collection[SequenceState]
+    ) -> None:
+        """Work item i has `computed[i]` tokens for good: keep what MTP goes on from.
+
+        MTP's latents of these tokens are filled now, or together with the draft for sequences that get one.
+        """
         if self.paged.mtp_pool is None:
             return
         rows: list[Tensor] = []
         tokens: list[int] = []
-        spans: list[tuple[SequenceState, int, int]] = []
+        spans: list[Span] = []
         for item, begin, end in zip(work, result.begins, computed, strict=True):
             sequence, start = item.sequence, item.start
+            if sequence.state is not State.RUNNING:
+                continue
             own = result.hidden[begin : begin + end - start]  # of tokens start .. end - 1
-            first = max(sequence.mtp_filled, 1)
+            first = max(sequence.mtp_filled, 1)  # slot j wants the hidden state of token j - 1
+            new = own[first - 1 - start : -1] if first > start else own[:-1]
+            if first == start:
+                new = torch.cat((self._hidden_before(sequence, start)[None], new))
+            sequence.last_hidden = own[-1].clone() if end - start > MANY else own[-1]
+            self._keep_page_ends(sequence, own, start, end)
+            if sequence in drafting and end - first <= MANY:
+                sequence.pending = new
+                continue
+            sequence.mtp_filled = max(sequence.mtp_filled, end)
             if first < end:
-                if first == start:  # slot j wants the hidden state of token j - 1
-                    rows += [self._hidden_before(sequence, start)[None], own[:-1]]
-                else:
-                    rows.append(own[first - 1 - start : -1])
+                rows.append(new)
                 tokens += sequence.tokens[first:end]
                 spans.append((sequence, first, end))
-            sequence.mtp_filled = max(sequence.mtp_filled, end)
-            sequence.last_hidden = own[-1].clone() if end - start > 1 else own[-1]
-            self._keep_page_ends(sequence, own, start, end)
         if spans:
             self.paged.fill_mtp(torch.cat(rows), self._ids(tokens), self._step(spans, first_key=1))
 
@@ -97,14 +110,31 @@ class Runner:
     ) -> tuple[Tensor, Tensor]:
         """One more draft for each: MTP's hidden states [S, D] and FP32 logits [S, V] of what follows the newest token
         (depth 0), or the draft number `depth`, from the hidden states of the draft before."""
-        if hidden is None:
-            hidden = torch.stack([s.last_hidden for s in sequences])  # type: ignore[misc]
-        tokens = [s.drafts[depth - 1] if depth else s.tokens[-1] for s in sequences]
-        spans = [(s, len(s.tokens) - 1 + depth, len(s.tokens) + depth) for s in sequences]
-        hidden = self.paged.draft_hidden(hidden, self._ids(tokens), self._step(spans, first_key=1))
-        if depth == 0:
-            for sequence in sequences:
-                sequence.mtp_filled = len(sequence.tokens)
+        if depth:
+            assert hidden is not None
+            tokens = [s.drafts[depth - 1] for s in sequences]
+            spans = [(s, len(s.tokens) - 1 + depth, len(s.tokens) + depth) for s in sequences]
+            hidden = self.paged.draft_hidden(hidden, self._ids(tokens), self._step(spans, first_key=1))
+            return hidden, self.paged.logits(hidden)
+        rows: list[Tensor] = []
+        tokens, spans, ends = [], [], []
+        for sequence in sequences:
+            assert sequence.last_hidden is not None
+            pending = (
+                sequence.pending
+                if sequence.pending is not None
+                else sequence.last_hidden[:0].view(0, len(sequence.last_hidden))
+            )
+            rows += [pending, sequence.last_hidden[None]]
+            newest = len(sequence.tokens)
+            first = newest - 1 - len(pending)
+            tokens += sequence.tokens[first:newest]
+            spans.append((sequence, first, newest))
+            ends.append(len(tokens) - 1)
+            sequence.pending, sequence.mtp_filled = None, newest
+        hidden = self.paged.draft_hidden(torch.cat(rows), self._ids(tokens), self._step(spans, first_key=1))
+        if len(ends) < len(tokens):
+            hidden = hidden[ends]
         return hidden, self.paged.logits(hidden)
 
     # ---- tensors ---------------------------------------------------------------------------------------------------
@@ -112,7 +142,7 @@ class Runner:
     def _ids(self, tokens: Sequence[int]) -> Tensor:
         return torch.tensor(tokens, dtype=torch.int64, device=self.device)
 
-    def _step(self, spans: Sequence[tuple[SequenceState, int, int]], *, first_key: int) -> Step:
+    def _step(self, spans: Sequence[Span], *, first_key: int) -> Step:
         """Slots begin .. end of each sequence. MTP's position is one less than its slot (first_key 1)."""
         size = self.paged.page_size
         rows: list[int] = []

@@ -170,7 +170,8 @@ class Scheduler:
         self.pool.release(sequence.pages)
         sequence.pages, sequence.keys = [], []
         sequence.computed = sequence.mtp_filled = 0
-        sequence.drafts, sequence.draft_probs, sequence.last_hidden = [], [], None
+        sequence.drafts, sequence.draft_probs = [], []
+        sequence.last_hidden = sequence.pending = None
 
     def advance(self, sequence: SequenceState, computed: int) -> None:
         """The first `computed` tokens now have their latents: seal the pages that became full."""

@@ -1,14 +1,12 @@
 """The paged model on a CPU with the compiled step: all blocks in one call, weights read as they are held.
 
 Activations are FP32 whatever the weights are, and so are the pages unless `cache` says otherwise: with FP8 or BF16
-weights the logits are those of the FP32 model with the same weights. What is left to PyTorch: the embedding lookup and
-three norms.
+weights the logits are those of the FP32 model with the same weights. What is left to PyTorch: the embedding lookup.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fathom.engine.paged import PagedModel, Step
@@ -28,12 +26,12 @@ class CpuPagedModel(PagedModel):
         super().__init__(model, pages=pages, page_size=page_size, mtp=mtp, cache=cache)
         self._blocks = cpu.CpuBlocks([block_weights(layer) for layer in model.layers])  # type: ignore[arg-type]
         self._head = cpu.CpuLinear(matrix(model.lm_head))
-        self._norm = _gain(model.norm)
+        self._norm = _norm(model.norm)
         if mtp:
             module = model.mtp[0]
             self._mtp_block = cpu.CpuBlocks([block_weights(module.block)])  # type: ignore[arg-type]
             self._eh_proj = cpu.CpuLinear(matrix(module.eh_proj))  # type: ignore[arg-type]
-            self._enorm, self._hnorm, self._mtp_norm = (_gain(n) for n in (module.enorm, module.hnorm, module.norm))
+            self._enorm, self._hnorm, self._mtp_norm = (_norm(n) for n in (module.enorm, module.hnorm, module.norm))
             self.page_hidden = torch.zeros(pages, self.config.hidden_size)
 
     @torch.inference_mode()
@@ -42,14 +40,14 @@ class CpuPagedModel(PagedModel):
         x, chosen = self._blocks(self._embed(tokens), step.batch, self.pools)
         if record is not None:
             record += [experts for experts in chosen if experts is not None]
-        return self._normed(x, self._norm)
+        return self._norm(x)
 
     @torch.inference_mode()
     def draft_hidden(self, h: Tensor, tokens: Tensor, step: Step) -> Tensor:
         """See PagedModel.draft_hidden."""
         assert self.mtp_pool is not None
         x, _ = self._mtp_block(self._mtp_input(h, tokens), step.batch, [self.mtp_pool])
-        return self._normed(x, self._mtp_norm)
+        return self._mtp_norm(x)
 
     @torch.inference_mode()
     def fill_mtp(self, h: Tensor, tokens: Tensor, step: Step) -> None:
@@ -58,15 +56,12 @@ class CpuPagedModel(PagedModel):
         self._mtp_block.write_latents(self._mtp_input(h, tokens), step.batch, [self.mtp_pool])
 
     def _mtp_input(self, h: Tensor, tokens: Tensor) -> Tensor:
-        joined = (self._normed(self._embed(tokens), self._enorm), self._normed(h, self._hnorm))
+        joined = (self._enorm(self._embed(tokens)), self._hnorm(h))
         out: Tensor = self._eh_proj(torch.cat(joined, dim=-1))
         return out
 
     def _embed(self, tokens: Tensor) -> Tensor:
         return self.model.embed_tokens.weight.data[tokens].float()
-
-    def _normed(self, x: Tensor, gain: Tensor) -> Tensor:
-        return F.rms_norm(x, gain.shape, gain, self.config.rms_norm_eps)
 
     @torch.inference_mode()
     def logits(self, h: Tensor) -> Tensor:
@@ -75,7 +70,6 @@ class CpuPagedModel(PagedModel):
         return out
 
 
-def _gain(norm: nn.Module | Tensor) -> Tensor:
-    """A norm's gain in FP32, converted once and not at every step."""
+def _norm(norm: nn.Module | Tensor) -> cpu.CpuNorm:
     assert isinstance(norm, RMSNorm)
-    return norm.weight.data.float()
+    return cpu.CpuNorm(norm.weight, norm.eps)

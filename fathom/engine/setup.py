@@ -18,7 +18,7 @@ from fathom.runtime import UserError, pick_device
 from fathom.text.tokenizer import Tokenizer
 
 PAGE_SIZE = 32
-STEP_TOKENS = 512
+STEP_TOKENS = 1024
 CACHE_SHARE = 0.4  # of the memory that is free once the weights are loaded
 MAX_DRAFTS = 8
 

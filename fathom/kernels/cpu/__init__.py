@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from fathom.kernels.cpu.step import CpuBlock, CpuBlocks, CpuLinear, available, linear, write_latents
+from fathom.kernels.cpu.step import CpuBlock, CpuBlocks, CpuLinear, CpuNorm, available, linear, write_latents
 
-__all__ = ["CpuBlock", "CpuBlocks", "CpuLinear", "available", "linear", "write_latents"]
+__all__ = ["CpuBlock", "CpuBlocks", "CpuLinear", "CpuNorm", "available", "linear", "write_latents"]

@@ -48,6 +48,7 @@ def _load() -> ctypes.CDLL | str:
     lib.fathom_blocks.argtypes = [pointer, pointer, count, pointer, pointer, pointer, number]
     lib.fathom_latents.argtypes = [pointer, pointer, pointer, pointer, number]
     lib.fathom_linear.argtypes = [pointer, pointer, ctypes.c_float, pointer, count, pointer, number]
+    lib.fathom_norm.argtypes = [pointer, ctypes.c_float, pointer, count, count, pointer]
     return lib
 
 
@@ -174,6 +175,23 @@ class CpuLinear:
                 torch.get_num_threads(),
             )
         )  # fmt: skip
+        return out
+
+
+class CpuNorm:
+    """RMSNorm in FP32."""
+
+    def __init__(self, gain: Tensor, eps: float) -> None:
+        self._lib = _library()
+        self._gain = gain.detach().float().contiguous()
+        self._eps = eps
+
+    def __call__(self, x_TN: Tensor) -> Tensor:
+        """FP32 [T, N] -> FP32 [T, N]"""
+        assert x_TN.dtype == torch.float32 and x_TN.shape[1:] == self._gain.shape, x_TN.shape
+        x = x_TN.detach().contiguous()
+        out = torch.empty_like(x)
+        self._lib.fathom_norm(self._gain.data_ptr(), self._eps, x.data_ptr(), *x.shape, out.data_ptr())
         return out
 
 

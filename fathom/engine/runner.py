@@ -19,7 +19,7 @@ from fathom.engine.scheduler import Work
 from fathom.kernels.step import StepBatch
 
 Span = tuple[SequenceState, int, int]  # slots begin .. end of a sequence
-MANY = 8  # tokens: more than these are not worth a place in the draft's step
+MANY = 32  # tokens whose hidden states may wait for MTP
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ class Runner:
     ) -> None:
         """Work item i has `computed[i]` tokens for good: keep what MTP goes on from.
 
-        MTP's latents of these tokens are filled now, or together with the draft for sequences that get one.
+        MTP's latents are filled page by page: until a page is full, and may be shared, hidden states of single tokens
+        wait in `pending`, for the next draft or the end of the page. Chunks of prompts are filled at once.
         """
         if self.paged.mtp_pool is None:
             return
@@ -75,22 +76,31 @@ class Runner:
             if sequence.state is not State.RUNNING:
                 continue
             own = result.hidden[begin : begin + end - start]  # of tokens start .. end - 1
-            first = max(sequence.mtp_filled, 1)  # slot j wants the hidden state of token j - 1
-            new = own[first - 1 - start : -1] if first > start else own[:-1]
-            if first == start:
-                new = torch.cat((self._hidden_before(sequence, start)[None], new))
+            filled = max(sequence.mtp_filled, 1)
+            pending = self._pending(sequence, filled, start, own)
             sequence.last_hidden = own[-1].clone() if end - start > MANY else own[-1]
             self._keep_page_ends(sequence, own, start, end)
-            if sequence in drafting and end - first <= MANY:
-                sequence.pending = new
+            page_goes_on = end // self.paged.page_size == filled // self.paged.page_size
+            if len(pending) <= MANY and (sequence in drafting or page_goes_on):
+                sequence.pending = pending
                 continue
-            sequence.mtp_filled = max(sequence.mtp_filled, end)
-            if first < end:
-                rows.append(new)
-                tokens += sequence.tokens[first:end]
-                spans.append((sequence, first, end))
+            sequence.mtp_filled, sequence.pending = max(sequence.mtp_filled, end), None
+            if len(pending):
+                rows.append(pending)
+                tokens += sequence.tokens[filled:end]
+                spans.append((sequence, filled, end))
         if spans:
             self.paged.fill_mtp(torch.cat(rows), self._ids(tokens), self._step(spans, first_key=1))
+
+    def _pending(self, sequence: SequenceState, filled: int, start: int, own: Tensor) -> Tensor:
+        """Hidden states for the slots from `filled` on; slot j wants that of token j - 1. `own` begins at `start`."""
+        waiting = sequence.pending
+        first = filled + (len(waiting) if waiting is not None else 0)
+        if first > start:
+            new = own[first - 1 - start : -1]
+        else:
+            new = torch.cat((self._hidden_before(sequence, start)[None], own[:-1]))
+        return new if waiting is None else torch.cat((waiting, new))
 
     def _hidden_before(self, sequence: SequenceState, start: int) -> Tensor:
         """The hidden state of token start - 1: from the last step, or kept with the page found in the cache."""
@@ -120,14 +130,13 @@ class Runner:
         tokens, spans, ends = [], [], []
         for sequence in sequences:
             assert sequence.last_hidden is not None
-            pending = (
-                sequence.pending
-                if sequence.pending is not None
-                else sequence.last_hidden[:0].view(0, len(sequence.last_hidden))
+            rows += (
+                [sequence.last_hidden[None]]
+                if sequence.pending is None
+                else [sequence.pending, sequence.last_hidden[None]]
             )
-            rows += [pending, sequence.last_hidden[None]]
             newest = len(sequence.tokens)
-            first = newest - 1 - len(pending)
+            first = newest - 1 - (len(sequence.pending) if sequence.pending is not None else 0)
             tokens += sequence.tokens[first:newest]
             spans.append((sequence, first, newest))
             ends.append(len(tokens) - 1)

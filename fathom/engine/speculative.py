@@ -14,7 +14,9 @@ Whether to draft at all:
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -23,7 +25,7 @@ from fathom.engine.sampling import draw
 
 MIN_DRAFTS = 24  # before a request's acceptance is believed
 MIN_ACCEPTANCE = 0.4  # below it a request stops drafting
-PROBE_EVERY, PROBE_STEPS, WARM_STEPS, FADE = 256, 6, 2, 0.9
+PROBE_EVERY, PROBE_STEPS, WARM_STEPS, RECENT = 256, 8, 3, 24
 
 
 def accept(p: Tensor, q: Tensor, draft: int, generator: torch.Generator) -> tuple[int, bool]:
@@ -39,22 +41,23 @@ def accept(p: Tensor, q: Tensor, draft: int, generator: torch.Generator) -> tupl
 
 @dataclass
 class _Rate:
-    """Seconds and tokens, the past fading."""
+    """The last steps of one kind. Their median time is used: a hiccup of the machine should decide nothing."""
 
-    seconds: float = 0.0
-    tokens: float = 0.0
+    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
+    tokens: deque[int] = field(default_factory=lambda: deque(maxlen=RECENT))
     steps: int = 0
 
     def add(self, seconds: float, tokens: int) -> None:
         self.steps += 1
-        if self.steps <= WARM_STEPS:  # the first steps of a kind pay for caches
-            return
-        self.seconds = FADE * self.seconds + seconds
-        self.tokens = FADE * self.tokens + tokens
+        if self.steps > WARM_STEPS:  # the first steps of a kind pay for caches
+            self.seconds.append(seconds)
+            self.tokens.append(tokens)
 
     @property
     def per_token(self) -> float | None:
-        return self.seconds / self.tokens if self.steps >= PROBE_STEPS and self.tokens else None
+        if len(self.seconds) < PROBE_STEPS:
+            return None
+        return median(self.seconds) * len(self.tokens) / max(sum(self.tokens), 1)
 
 
 @dataclass

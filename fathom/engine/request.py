@@ -59,7 +59,7 @@ class SequenceState:
     draft_probs: list[Tensor] = field(default_factory=list)  # sampled requests: the distribution each was drawn from
     mtp_filled: int = 0  # slots of the MTP layer that are filled
     last_hidden: Tensor | None = None  # [D] of token computed - 1, for the MTP module
-    pending: Tensor | None = None  # [., D] that the MTP layer has still to see, together with the next draft
+    pending: list[Tensor] = field(default_factory=list)  # [., D] each: slots mtp_filled .. computed - 1 of MTP wait
     drafted: int = 0
     accepted: int = 0
     speculate: bool = True

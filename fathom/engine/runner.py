@@ -81,26 +81,23 @@ class Runner:
             sequence.last_hidden = own[-1].clone() if end - start > MANY else own[-1]
             self._keep_page_ends(sequence, own, start, end)
             page_goes_on = end // self.paged.page_size == filled // self.paged.page_size
-            if len(pending) <= MANY and (sequence in drafting or page_goes_on):
+            if end - filled <= MANY and (sequence in drafting or page_goes_on):
                 sequence.pending = pending
                 continue
-            sequence.mtp_filled, sequence.pending = max(sequence.mtp_filled, end), None
-            if len(pending):
-                rows.append(pending)
+            sequence.mtp_filled, sequence.pending = max(sequence.mtp_filled, end), []
+            if filled < end:
+                rows += pending
                 tokens += sequence.tokens[filled:end]
                 spans.append((sequence, filled, end))
         if spans:
             self.paged.fill_mtp(torch.cat(rows), self._ids(tokens), self._step(spans, first_key=1))
 
-    def _pending(self, sequence: SequenceState, filled: int, start: int, own: Tensor) -> Tensor:
-        """Hidden states for the slots from `filled` on; slot j wants that of token j - 1. `own` begins at `start`."""
-        waiting = sequence.pending
-        first = filled + (len(waiting) if waiting is not None else 0)
-        if first > start:
-            new = own[first - 1 - start : -1]
-        else:
-            new = torch.cat((self._hidden_before(sequence, start)[None], own[:-1]))
-        return new if waiting is None else torch.cat((waiting, new))
+    def _pending(self, sequence: SequenceState, filled: int, start: int, own: Tensor) -> list[Tensor]:
+        """Hidden states, in pieces, for the slots from `filled` on; slot j wants that of token j - 1. `own` begins at
+        `start`, and what waits already ends there."""
+        if filled > start:
+            return [own[filled - 1 - start : -1]]
+        return [*sequence.pending, self._hidden_before(sequence, start)[None], *([own[:-1]] if len(own) > 1 else [])]
 
     def _hidden_before(self, sequence: SequenceState, start: int) -> Tensor:
         """The hidden state of token start - 1: from the last step, or kept with the page found in the cache."""
@@ -130,17 +127,12 @@ class Runner:
         tokens, spans, ends = [], [], []
         for sequence in sequences:
             assert sequence.last_hidden is not None
-            rows += (
-                [sequence.last_hidden[None]]
-                if sequence.pending is None
-                else [sequence.pending, sequence.last_hidden[None]]
-            )
-            newest = len(sequence.tokens)
-            first = newest - 1 - (len(sequence.pending) if sequence.pending is not None else 0)
+            rows += [*sequence.pending, sequence.last_hidden[None]]
+            first, newest = max(sequence.mtp_filled, 1), len(sequence.tokens)
             tokens += sequence.tokens[first:newest]
             spans.append((sequence, first, newest))
             ends.append(len(tokens) - 1)
-            sequence.pending, sequence.mtp_filled = None, newest
+            sequence.pending, sequence.mtp_filled = [], newest
         hidden = self.paged.draft_hidden(torch.cat(rows), self._ids(tokens), self._step(spans, first_key=1))
         if len(ends) < len(tokens):
             hidden = hidden[ends]

@@ -171,7 +171,7 @@ class Scheduler:
         sequence.pages, sequence.keys = [], []
         sequence.computed = sequence.mtp_filled = 0
         sequence.drafts, sequence.draft_probs = [], []
-        sequence.last_hidden = sequence.pending = None
+        sequence.last_hidden, sequence.pending = None, []
 
     def advance(self, sequence: SequenceState, computed: int) -> None:
         """The first `computed` tokens now have their latents: seal the pages that became full."""

@@ -25,6 +25,7 @@ from fathom.engine.grammar import GrammarCompiler
 from fathom.engine.naive import check_prompt
 from fathom.engine.outputs import Delta, Metrics, Stopwatch
 from fathom.engine.paged import PagedModel
+from fathom.engine.params import SamplingParams
 from fathom.engine.request import Request, SequenceState, State
 from fathom.engine.runner import Result, Runner
 from fathom.engine.sampling import TokenLogprob, derive_seed, make_generator, token_logprob
@@ -100,11 +101,11 @@ class Engine:
 
     # ---- requests --------------------------------------------------------------------------------------------------
 
-    def check(self, prompt: Sequence[int], params: object) -> None:
+    def check(self, prompt: Sequence[int], params: SamplingParams) -> None:
         """A UserError if the prompt cannot be answered."""
         check_prompt(prompt, self.max_model_len, self.vocab_size)
-        for name in ("logit_bias", "stop_token_ids"):
-            outside = [t for t in getattr(params, name) if t >= self.vocab_size]
+        for name, tokens in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
+            outside = [t for t in tokens if t >= self.vocab_size]
             if outside:
                 raise UserError(f"{name} has the token id {outside[0]}; the vocabulary ends at {self.vocab_size - 1}")
 

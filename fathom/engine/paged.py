@@ -125,7 +125,7 @@ def paged_attention(
     page_size = pool.latent.shape[1]
     ordered = sorted(step.segments, key=lambda s: s.new)
     few = [s for s in ordered if s.new <= FEW]
-    for new, group in groupby(few, key=lambda s: s.new):
+    for _, group in groupby(few, key=lambda s: s.new):
         members = list(group)
         index = torch.tensor([range(s.begin, s.end) for s in members], device=out.device)  # [S, new]
         longest = max(s.keys for s in members)
@@ -134,7 +134,6 @@ def paged_attention(
         slot = torch.arange(latent.shape[1], device=out.device)
         mask = (slot >= batch.first_key) & (slot < batch.last_key[index][..., None])  # [S, new, keys]
         out[index] = attention.absorbed(q_nope[index], q_rope[index], latent, k_rope, mask)
-        assert index.shape[1] == new
     for s in ordered[len(few) :]:
         pages = batch.page_table[s.row, : -(-s.keys // page_size)].long()
         latent, k_rope = (x[: s.keys][None] for x in read_latents(pool, pages, q_nope.dtype))

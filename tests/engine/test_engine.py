@@ -253,6 +253,7 @@ def test_speculation_switches_itself_off(tokenizer):
         ({"cache_tokens": 1}, "cache_tokens is 1"),
         ({"max_model_len": CONTEXT + 1}, f"allows 2 to {CONTEXT}"),
         ({"speculative": 99}, "speculative is 99"),
+        ({"cache": "int4"}, "cache is 'int4'"),
         ({"kernels": "fast"}, "kernels is 'fast'"),
         ({"max_running": 0}, "max_running is 0"),
     ],

@@ -22,7 +22,7 @@ def small_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A source of one line instead of the real one, and an empty cache."""
     source = tmp_path / "source"
     source.mkdir()
-    (source / build.MAIN).write_text('extern "C" int answer() { return 42; }\n')
+    (source / build.MAIN["step"]).write_text('extern "C" int answer() { return 42; }\n')
     monkeypatch.setattr(build, "SOURCE", source)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return source
@@ -39,7 +39,7 @@ def test_second_build_is_the_first(small_source: Path, monkeypatch: pytest.Monke
 
 def test_other_source_is_another_library(small_source: Path) -> None:
     first = build.library()
-    (small_source / build.MAIN).write_text('extern "C" int answer() { return 43; }\n')
+    (small_source / build.MAIN["step"]).write_text('extern "C" int answer() { return 43; }\n')
     second = build.library()
     assert second != first and first.exists() and second.exists()
 
@@ -90,8 +90,9 @@ def test_cache_folder_of_somebody_else_is_refused(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("flags", ["-mno-avx512f -mno-avx2 -mno-avx -mno-fma"])
-def test_without_wide_vectors(flags: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("main", build.MAIN.values())
+def test_without_wide_vectors(main: str, flags: str, tmp_path: Path) -> None:
     """The portable form compiles; the library of the widest one is what the other tests run."""
     command = [*build.find_compiler(), *build.FLAGS, *flags.split(), "-O0", "-fsyntax-only"]
-    done = subprocess.run([*command, str(build.SOURCE / build.MAIN)], capture_output=True, text=True)
+    done = subprocess.run([*command, str(build.SOURCE / main)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -20,7 +20,7 @@ import tempfile
 from pathlib import Path
 
 SOURCE = Path(__file__).parent
-MAIN = "block.cpp"
+MAIN = {"step": "block.cpp", "train": "train.cpp"}
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-Wno-psabi")
 COMPILERS = ("g++", "clang++", "c++")
 TIMEOUT = 300  # seconds
@@ -30,15 +30,15 @@ class BuildError(Exception):
     """Why there is no library, in one line."""
 
 
-def library() -> Path:
-    """The compiled library, built now if it is not in the cache. BuildError: it cannot be had here."""
+def library(name: str = "step") -> Path:
+    """The compiled library `name`, built now if it is not in the cache. BuildError: it cannot be had here."""
     if os.name != "posix":
         raise BuildError(f"the C++ step needs Linux or macOS, this is {platform.system()}")
     compiler = find_compiler()
     folder = cache_folder()
-    path = folder / f"step-{_key(compiler)}.so"
+    path = folder / f"{name}-{_key(compiler, name)}.so"
     if not path.exists():
-        _compile(compiler, path)
+        _compile(compiler, name, path)
     return path
 
 
@@ -72,11 +72,16 @@ def cache_folder() -> Path:
     return folder
 
 
-def _key(compiler: list[str]) -> str:
+def flags(name: str) -> tuple[str, ...]:
+    """What the compiler is told. The arithmetic of FP8 training has no fused multiply-add but those written as such."""
+    return (*FLAGS, "-ffp-contract=off") if name == "train" else FLAGS
+
+
+def _key(compiler: list[str], name: str) -> str:
     digest = hashlib.sha256()
-    for path in [*sorted(SOURCE.glob("*.h")), SOURCE / MAIN]:
+    for path in [*sorted(SOURCE.glob("*.h")), SOURCE / MAIN[name]]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    digest.update(repr((FLAGS, compiler, _version(compiler), platform.machine(), _cpu_flags())).encode())
+    digest.update(repr((flags(name), compiler, _version(compiler), platform.machine(), _cpu_flags())).encode())
     return digest.hexdigest()[:24]
 
 
@@ -96,22 +101,22 @@ def _cpu_flags() -> str:
     return platform.processor()
 
 
-def _compile(compiler: list[str], path: Path) -> None:
+def _compile(compiler: list[str], name: str, path: Path) -> None:
     if sys.stderr.isatty():
         print("fathom: compiling the CPU kernels for this machine, once (about 15 seconds)", file=sys.stderr)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=".so", dir=path.parent)
+    handle, temporary_name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=".so", dir=path.parent)
     os.close(handle)
-    temporary = Path(name)
-    command = [*compiler, *FLAGS, str(SOURCE / MAIN), "-o", name]
+    temporary = Path(temporary_name)
+    command = [*compiler, *flags(name), str(SOURCE / MAIN[name]), "-o", temporary_name]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
         if done.returncode != 0:
             lines = [line for line in done.stderr.splitlines() if line.strip()]
             reason = next((line for line in lines if "error" in line.lower()), lines[0] if lines else "no message")
-            raise BuildError(f"{compiler[0]} cannot compile the C++ step: {reason.strip()[:300]}")
+            raise BuildError(f"{compiler[0]} cannot compile the C++ kernels: {reason.strip()[:300]}")
         temporary.chmod(0o700)
         temporary.replace(path)
     except (OSError, subprocess.SubprocessError) as error:
-        raise BuildError(f"{compiler[0]} cannot compile the C++ step: {error}") from None
+        raise BuildError(f"{compiler[0]} cannot compile the C++ kernels: {error}") from None
     finally:
         temporary.unlink(missing_ok=True)

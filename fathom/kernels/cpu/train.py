@@ -1,0 +1,226 @@
+"""FP8 training kernels on the CPU: kernels/fp8.py's operations, bit for bit, in C++ (fp8_quantise.h, fp8_gemm.h).
+
+Every function takes and returns what its namesake there does. Products run at the speed of FP32 matmuls: E4M3 values
+are decoded once into FP32 panels, and the promotion of every 128 costs a thirtieth of the arithmetic.
+
+Shapes: T tokens, N outputs, K inputs, E experts.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_int, c_int64, c_void_p
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from fathom.kernels import fp8
+from fathom.kernels.cpu import build
+from fathom.kernels.fp8 import TILE, Blocks, Columns, Tiles, ceil_tiles, check_scale
+from fathom.kernels.reference import FP8
+from fathom.runtime import UserError
+
+_P, _I = c_void_p, c_int64
+_SIGNATURES = {
+    "quantise_tiles": (_P, _I, _I, c_int, _P, _P),
+    "quantise_columns": (_P, _I, _P, _I, c_int, _P, _P),
+    "retile": (_P, _P, _I, _P, _I, c_int, _P, _P),
+    "quantise_blocks": (_P, _I, _I, _I, c_int, _P, _P),
+    "fprop": (_P, _P, _P, _P, _P, _I, _I, _I, _P),
+    "dgrad": (_P, _P, _P, _P, _P, _I, _I, _I, _P),
+    "wgrad": (_P, _P, _P, _P, _P, _I, _I, _I, _P),
+    "round_bf16": (_P, _I, _P),
+    "round_e5m6": (_P, _I, _I, _P),
+    "swiglu": (_P, _I, _I, _P),
+    "swiglu_backward": (_P, _P, _P, _I, _I, _P, _P, _P),
+    "combine": (_P, _P, _P, _I, _I, _I, _P),
+    "adamw": (_P, _P, _P, _P, _I, c_int, _P),
+}
+
+
+@cache
+def _load() -> ctypes.CDLL | str:
+    """The library, or why there is none. Looked for once per process."""
+    try:
+        lib = ctypes.CDLL(str(build.library("train")))
+    except (build.BuildError, OSError) as error:
+        return str(error)
+    for name, arguments in _SIGNATURES.items():
+        function = getattr(lib, f"fathom_{name}")
+        function.argtypes, function.restype = arguments, c_int
+    return lib
+
+
+def available() -> str | None:
+    """None when the kernels can be used; else why not, in one line. The first call may compile (seconds)."""
+    lib = _load()
+    return lib if isinstance(lib, str) else None
+
+
+def _call(name: str, *arguments: Tensor | int | None) -> None:
+    lib = _load()
+    if isinstance(lib, str):
+        raise UserError(f"the C++ training kernels are not available: {lib}")
+    values = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
+    if getattr(lib, f"fathom_{name}")(*values) != 0:
+        raise MemoryError(f"no memory for the working space of {name}")
+
+
+def _power(scale: str) -> int:
+    return int(check_scale(scale) is not None)
+
+
+def _dense(x: Tensor) -> Tensor:
+    return x.detach().to(torch.float32).contiguous()
+
+
+def _spans(tokens: int, ends: Tensor | None) -> Tensor:
+    """[spans, 2] int64: first token and one past the last of every column tile."""
+    return torch.tensor(fp8.token_tiles(tokens, ends), dtype=torch.int64).reshape(-1, 2)
+
+
+def _ends(tokens: int, ends: Tensor | None) -> Tensor:
+    return torch.tensor([tokens]) if ends is None else ends.to(torch.int64).contiguous()
+
+
+def quantise_tiles(x: Tensor, scale: str = "fp32") -> Tiles:
+    """[..., n] in tiles 1x128."""
+    x = _dense(x)
+    n = x.shape[-1]
+    out = Tiles(torch.empty(x.shape, dtype=FP8), torch.empty(*x.shape[:-1], ceil_tiles(n)))
+    _call("quantise_tiles", x, x.numel() // max(n, 1), n, _power(scale), out.values, out.scale)
+    return out
+
+
+def quantise_columns(x: Tensor, scale: str = "fp32", ends: Tensor | None = None) -> Columns:
+    """[T, n] in tiles 128x1."""
+    x, spans = _dense(x), _spans(x.shape[0], ends)
+    out = Columns(torch.empty(x.shape, dtype=FP8), torch.empty(len(spans), x.shape[1]))
+    _call("quantise_columns", x, x.shape[1], spans, len(spans), _power(scale), out.values, out.scale)
+    return out
+
+
+def retile(tiles: Tiles, scale: str = "fp32", ends: Tensor | None = None) -> Columns:
+    """[T, n] from tiles 1x128 to tiles 128x1."""
+    tokens, n = tiles.values.shape
+    spans = _spans(tokens, ends)
+    out = Columns(torch.empty_like(tiles.values), torch.empty(len(spans), n))
+    _call("retile", tiles.values, tiles.scale, n, spans, len(spans), _power(scale), out.values, out.scale)
+    return out
+
+
+def quantise_blocks(w: Tensor, scale: str = "fp32") -> Blocks:
+    """[N, K] or [E, N, K] in blocks 128x128."""
+    w = _dense(w)
+    rows, n = w.shape[-2:]
+    shape = (*w.shape[:-2], ceil_tiles(rows), ceil_tiles(n))
+    out = Blocks(torch.empty(w.shape, dtype=FP8), torch.empty(shape))
+    _call("quantise_blocks", w, w.numel() // max(rows * n, 1), rows, n, _power(scale), out.values, out.scale)
+    return out
+
+
+def quantise_block_tiles(x: Tensor, scale: str = "fp32", ends: Tensor | None = None) -> Tiles:
+    """The ablation of appendix B.2: [T, n] in blocks of 128 tokens, their scale repeated."""
+    tokens, n = x.shape
+    out = Tiles(torch.empty(x.shape, dtype=FP8), torch.empty(tokens, ceil_tiles(n)))
+    for start, stop in fp8.segments(tokens, ends):
+        if stop > start:
+            part = quantise_blocks(x[start:stop], scale)
+            out.values[start:stop] = part.values
+            out.scale[start:stop] = part.scale.repeat_interleave(TILE, 0)[: stop - start]
+    return out
+
+
+def fprop(x: Tiles, w: Blocks) -> Tensor:
+    """[T, K] . [N, K]^T -> FP32 [T, N]."""
+    return _forward("fprop", x, w, None, w.values.shape[0])
+
+
+def dgrad(dy: Tiles, w: Blocks) -> Tensor:
+    """[T, N] . [N, K] -> FP32 [T, K]."""
+    return _forward("dgrad", dy, w, None, w.values.shape[1])
+
+
+def wgrad(dy: Columns, x: Columns, grad: Tensor) -> None:
+    """grad FP32 [N, K] += [T, N]^T . [T, K]."""
+    grouped_wgrad(dy, x, None, grad[None])
+
+
+def grouped_fprop(x: Tiles, w: Blocks, ends: Tensor) -> Tensor:
+    """Tokens [T, K] sorted by expert, w [E, N, K] -> FP32 [T, N]."""
+    return _forward("fprop", x, w, ends, w.values.shape[1])
+
+
+def grouped_dgrad(dy: Tiles, w: Blocks, ends: Tensor) -> Tensor:
+    """Tokens [T, N] sorted by expert, w [E, N, K] -> FP32 [T, K]."""
+    return _forward("dgrad", dy, w, ends, w.values.shape[2])
+
+
+def grouped_wgrad(dy: Columns, x: Columns, ends: Tensor | None, grad: Tensor) -> None:
+    """grad FP32 [E, N, K]: each expert's += its own tokens'."""
+    assert grad.is_contiguous() and grad.dtype == torch.float32, "gradients accumulate in contiguous FP32"
+    experts, n, k = grad.shape
+    tokens = dy.values.shape[0]
+    _call("wgrad", dy.values, dy.scale, x.values, x.scale, _ends(tokens, ends), experts, n, k, grad)
+
+
+def _forward(name: str, x: Tiles, w: Blocks, ends: Tensor | None, columns: int) -> Tensor:
+    tokens = x.values.shape[0]
+    n, k = w.values.shape[-2:]
+    y = torch.empty(tokens, columns)
+    experts = 1 if ends is None else w.values.shape[0]
+    _call(name, x.values, x.scale, w.values, w.scale, _ends(tokens, ends), experts, n, k, y)
+    return y
+
+
+# ---- rows: see train_ops.py
+
+
+def round_bf16(x: Tensor) -> Tensor:
+    """FP32 values rounded to BF16's 8 significant bits."""
+    x = _dense(x)
+    y = torch.empty_like(x)
+    _call("round_bf16", x, x.numel(), y)
+    return y
+
+
+def round_e5m6(x: Tensor) -> Tensor:
+    """[..., n] as the cache of o_proj's input keeps it."""
+    x = _dense(x)
+    y = torch.empty_like(x)
+    _call("round_e5m6", x, x.numel() // max(x.shape[-1], 1), x.shape[-1], y)
+    return y
+
+
+def swiglu(h: Tensor) -> Tensor:
+    """[R, 2I] -> [R, I]."""
+    h = _dense(h)
+    a = torch.empty(h.shape[0], h.shape[1] // 2)
+    _call("swiglu", h, h.shape[0], a.shape[1], a)
+    return a
+
+
+def swiglu_backward(h: Tensor, da: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """dh [R, 2I], a [R, I], dw [R]."""
+    h, da = _dense(h), _dense(da)
+    weight = None if weight is None else _dense(weight)
+    dh, a = torch.empty_like(h), torch.empty_like(da)
+    dw = None if weight is None else torch.empty_like(weight)
+    _call("swiglu_backward", h, da, weight, h.shape[0], da.shape[1], dh, a, dw)
+    return dh, a, dw
+
+
+def combine(y: Tensor, place: Tensor, weight: Tensor | None) -> Tensor:
+    """[R, D] -> [T, D]."""
+    y, place = _dense(y), place.contiguous()
+    weight = None if weight is None else _dense(weight)
+    out = torch.empty(place.shape[0], y.shape[1])
+    _call("combine", y, place, weight, place.shape[0], place.shape[1], y.shape[1], out)
+    return out
+
+
+def adamw(weight: Tensor, grad: Tensor, m: Tensor, v: Tensor, constants: list[float]) -> None:
+    """One step in place over flat tensors; constants as train.cpp lists them."""
+    half = {torch.float32: 0, torch.bfloat16: 1}[m.dtype]
+    _call("adamw", weight, grad, m, v, weight.numel(), half, torch.tensor(constants, dtype=torch.float32))

@@ -26,7 +26,8 @@ COMMANDS: dict[str, tuple[str, str]] = {  # name -> (module, one line of help)
     "inspect": ("fathom.commands.inspect", "show what a checkpoint holds, from its headers alone"),
     "convert": ("fathom.commands.convert", "convert a checkpoint between FP8, BF16, demo and Hugging Face layout"),
     "corpus": ("fathom.commands.corpus", "build the training corpus and its tokenizer"),
-    "train": ("fathom.commands.train", "train a model from a recipe (pretrain, sft, release)"),
+    "data": ("fathom.commands.data", "build token shards from text files, show a batch of them"),
+    "train": ("fathom.commands.train", "train a model from a recipe, report on a run, export it"),
 }
 
 

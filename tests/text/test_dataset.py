@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fathom.runtime import UserError
-from fathom.text import dataset
+from fathom.text import build
 from fathom.text.dataset import (
     IGNORE,
     DialogueDataset,
@@ -72,8 +72,11 @@ def test_tokenize(tmp_path: Path) -> None:
         texts = [f"document {i} é" for i in range(1100) if i % 3 == number]
         assert stream.tolist() == [t for ids in encode_batch(texts) for t in (BOS, *ids, EOS)]
         size = sum(len(t.encode()) for t in texts)
-        assert meta["sources"][name] == {"tokens": len(stream), "documents": len(texts), "bytes": size}
-    assert sorted(p.name for p in out.iterdir()) == ["meta.json", "s0.bin", "s1.bin", "s2.bin"]
+        counts = {"tokens": len(stream), "documents": len(texts), "bytes": size}
+        assert meta["sources"][name] == counts | {"shards": [[len(stream), len(texts)]]}
+        assert [stream[a : a + 1].tolist() for a in stream.starts[:-1]] == [[BOS]] * len(texts)
+    files = [f"s{i}-00000.{kind}" for i in range(3) for kind in ("bin", "idx")]
+    assert sorted(p.name for p in out.iterdir()) == ["meta.json", *files]
     assert tokenize(jsonl, tmp_path / "wide", encode_batch, BOS, EOS, 2**16 + 1)["dtype"] == "uint32"
 
 
@@ -114,8 +117,16 @@ def test_an_interrupted_rebuild_does_not_count(tmp_path: Path, monkeypatch: pyte
     new = write(tmp_path / "new.jsonl", *[{"source": "s0", "text": "x" * 40} for _ in range(30)])
     tokenize(old, out, encode_batch, BOS, EOS, 300)
     wanted = {n: s.tolist() for n, s in open_streams(out).items()}
+
+    write_json = build.write_json
+
+    def interrupt(path: Path, value: Any) -> None:
+        if path.name == "meta.json":
+            raise KeyboardInterrupt
+        write_json(path, value)
+
     with monkeypatch.context() as patch:
-        patch.setattr(dataset, "write_json", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(build, "write_json", interrupt)
         with pytest.raises(KeyboardInterrupt):
             tokenize(new, out, encode_batch, BOS, EOS, 300)
     tokenize(old, out, encode_batch, BOS, EOS, 300)
@@ -124,7 +135,7 @@ def test_an_interrupted_rebuild_does_not_count(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize(
     ("record", "words"),
-    [({"source": "a"}, "line 2 has no 'text'"), ({"source": "a", "text": 5}, "line 2 has no 'text'"),
+    [({"source": "a"}, "line 2 has no 'text'"), ({"source": "a", "text": 5}, "line 2: 'text' is a int"),
      ({"text": "a"}, "line 2: source is None"), ({"source": "../a", "text": "a"}, "line 2: source is '../a'"),
      ({"source": "a", "text": "\ud800"}, "line 2 holds half")],
 )  # fmt: skip
@@ -132,15 +143,16 @@ def test_wrong_documents(tmp_path: Path, record: dict[str, Any], words: str) -> 
     jsonl = write(tmp_path / "train.jsonl", {"source": "a", "text": "fine"}, record)
     with pytest.raises(UserError, match=words):
         tokenize(jsonl, tmp_path / "tokens", encode_batch, BOS, EOS, 300)
-    assert not list((tmp_path / "tokens").iterdir())
+    with pytest.raises(UserError, match="no finished tokens"):
+        open_streams(tmp_path / "tokens")
 
 
 @pytest.mark.parametrize("damage", ["short", "gone"])
 def test_a_damaged_stream_is_named(tmp_path: Path, damage: str) -> None:
     tokenize(corpus(tmp_path, 30), tmp_path / "tokens", encode_batch, BOS, EOS, 300)
-    path = tmp_path / "tokens" / "s1.bin"
+    path = tmp_path / "tokens" / "s1-00000.bin"
     path.unlink() if damage == "gone" else os.truncate(path, 10)
-    with pytest.raises(UserError, match=r"s1\.bin.*remove"):
+    with pytest.raises(UserError, match=r"s1-00000\.bin.*remove"):
         open_streams(tmp_path / "tokens")
 
 

@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {  # name -> (module, one line of help)
     "convert": ("fathom.commands.convert", "convert a checkpoint between FP8, BF16, demo and Hugging Face layout"),
     "corpus": ("fathom.commands.corpus", "build the training corpus and its tokenizer"),
     "data": ("fathom.commands.data", "build token shards from text files, show a batch of them"),
+    "needle": ("fathom.commands.needle", "find a number hidden in a long text: lengths x depths, as a heat map"),
     "train": ("fathom.commands.train", "train a model from a recipe, report on a run, export it"),
 }
 

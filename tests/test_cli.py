@@ -64,7 +64,18 @@ def test_the_table(argv, capsys):
     out = capsys.readouterr().out
     for name, (_, line) in cli.COMMANDS.items():
         assert f"{name} " in out and line in out
-    assert set(cli.COMMANDS) == {"chat", "generate", "serve", "check", "inspect", "convert", "corpus", "train"}
+    assert set(cli.COMMANDS) == {
+        "chat",
+        "generate",
+        "serve",
+        "check",
+        "inspect",
+        "convert",
+        "corpus",
+        "data",
+        "needle",
+        "train",
+    }
 
 
 def test_version(capsys):

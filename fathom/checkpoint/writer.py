@@ -26,6 +26,7 @@ SIDE_FILES = (  # what travels with the weights
     "configuration_*.py", "modeling_*.py", "LICENSE*",
 )  # fmt: skip
 
+SaveDtype = Literal["bf16", "fp8", "fp32"]
 Shard = tuple[str, Sequence[Recipe]]  # file name, what goes into it
 
 
@@ -80,7 +81,7 @@ def save_model(
     model: DeepseekV3,
     folder: Path | str,
     *,
-    dtype: Literal["bf16", "fp8", "fp32"] = "bf16",
+    dtype: SaveDtype = "bf16",
     scale_fmt: str | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     mtp_copies: bool = True,

@@ -26,6 +26,10 @@ build reads text, JSONL, Parquet (.gz, .zst) or hub data sets, normalises and fi
 writes token shards; a build that was interrupted continues when the same command is run again.
 show prints a training batch of the shards as text.
 `fathom data build --help` and `fathom data show --help` list the flags.
+
+examples:
+  fathom data build books/*.txt web=crawl.parquet --out data/mine --tokenizer data/minnow/tokenizer
+  fathom data show data/mine --step 3
 """
 EXAMPLES_BUILD = """
   fathom data build books/ web=crawl/*.jsonl.zst --out tokens --tokenizer data/minnow/tokenizer --weights web=0.5

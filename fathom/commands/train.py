@@ -1,32 +1,43 @@
-"""`fathom train pretrain|sft|release RECIPE [--key.sub value ...]`: run a recipe, continue it, or ship its result."""
+"""`fathom train KIND RECIPE [--key.sub value ...]`: run a recipe, continue it, look at it, or ship its result."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from fathom.commands.flags import parse_flags
 from fathom.runtime import UserError
 from fathom.train.config import TrainConfig
 
-USAGE = """usage: fathom train pretrain RECIPE [--key.sub value ...] [--dry-run]
-       fathom train sft RECIPE [--key.sub value ...] [--dry-run]
+USAGE = """usage: fathom train pretrain|sft RECIPE [--key.sub value ...] [--dry-run [--json]]
+       fathom train extend RECIPE [--key.sub value ...] [--dry-run [--json]]
+       fathom train report RUN [RUN ...] --to FILE.html|FILE.png
+       fathom train export RUN --to FOLDER [--dtype fp32|bf16|fp8] [--step N] [--ema]
        fathom train release RECIPE --to FOLDER
 
-Trains what the recipe (a TOML file) describes; a run that was interrupted continues from its newest checkpoint.
-Any key of the recipe can be changed on the command line; --dry-run prints the resolved recipe and its cost.
-release writes the result of an SFT run as FP8 checkpoint with a measured model card.
+Trains what the recipe (a TOML file) describes; a run that was interrupted continues from its newest checkpoint, on any
+number of processes. Any key of the recipe can be changed on the command line. --dry-run prints layout, memory, FLOPs,
+communication and expected time from the recipe alone.
+extend lengthens the context of a trained model in two phases (YaRN). report draws one run, or several over each other,
+also while they go on. export writes a checkpoint of a run in Hugging Face layout at any time. release writes the result
+of an SFT run as FP8 checkpoint with a measured model card.
 
 examples:
   fathom train pretrain recipes/minnow-pretrain.toml
-  fathom train pretrain recipes/minnow-pretrain.toml --run.steps 4000 --run.out runs/longer
-  fathom train sft recipes/minnow-sft.toml
-  fathom train release recipes/minnow-sft.toml --to runs/minnow
+  fathom train pretrain recipes/minnow-pretrain.toml --run.steps 4000 --run.out runs/longer --precision.gemm fp8
+  torchrun --nproc-per-node 4 -m fathom train pretrain recipes/minnow-pretrain.toml --parallel.expert 2
+  fathom train pretrain recipes/v3-671b.toml --dry-run
+  fathom train report runs/minnow-pretrain --to minnow.html
+  fathom train export runs/minnow-pretrain --to runs/now --dtype bf16
 """
-KINDS = ("pretrain", "sft", "release")
+KINDS = ("pretrain", "sft", "extend", "report", "export", "release")
+RUNS = ("pretrain", "sft", "extend")
 
 
 def main(argv: list[str]) -> int:
@@ -39,6 +50,10 @@ def main(argv: list[str]) -> int:
     kind, rest = argv[0], argv[1:]
     if kind not in KINDS:
         raise UserError(f"train has no {kind!r}; use one of {', '.join(KINDS)}")
+    if kind == "report":
+        return _report(rest)
+    if kind == "export":
+        return _export(rest)
     if not rest or rest[0].startswith("-"):
         raise UserError(f"train {kind} needs a recipe first, such as recipes/minnow-{kind}.toml")
     recipe = TrainConfig.from_toml(rest[0])
@@ -46,19 +61,70 @@ def main(argv: list[str]) -> int:
 
 
 def _train(kind: str, recipe: TrainConfig, flags: list[str]) -> int:
-    dry_run = "--dry-run" in flags
-    overrides = [flag for flag in flags if flag != "--dry-run"]
+    own = {"--dry-run", "--json"} & set(flags)
+    overrides = [flag for flag in flags if flag not in own]
     config = parse_flags(TrainConfig, f"fathom train {kind} RECIPE", overrides, default=recipe)
+    if config.extend.phases and kind != "extend":
+        raise UserError("the recipe has extend.phases; run it with `fathom train extend`")
+    if own == {"--json"}:
+        raise UserError("--json belongs to --dry-run; give both or neither")
     if not config.run.out:
         raise UserError("run.out is empty; name a folder for the run in the recipe or with --run.out")
-    if dry_run:
-        print(json.dumps(describe(config), indent=2))
-        return 0
+    if own:
+        from fathom.train.dry_run import dry_run
+
+        return dry_run(config, as_json="--json" in own)
+    from fathom.train.launch import launch
+
+    return launch(config, _runner(kind))
+
+
+def _runner(kind: str) -> Callable[..., Path]:
     if kind == "pretrain":
-        from fathom.train.pretrain import pretrain as run
-    else:
-        from fathom.train.sft import sft as run
-    print(f"done: {run(config)}", file=sys.stderr)
+        from fathom.train.pretrain import pretrain
+
+        return pretrain
+    if kind == "sft":
+        from fathom.train.sft import sft
+
+        return sft
+    from fathom.train.extend import extend
+
+    return extend
+
+
+def _report(argv: list[str]) -> int:
+    from fathom.train.report import report
+
+    if len(argv) < 3 or argv[-2] != "--to" or any(a.startswith("-") for a in argv[:-2]):
+        raise UserError("train report needs one or more run folders and then --to FILE.html or --to FILE.png")
+    print(f"done: {report([Path(run) for run in argv[:-2]], Path(argv[-1]))}", file=sys.stderr)
+    return 0
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a checkpoint of a run as model folder in Hugging Face layout."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    to: Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
+    """Folder for the model."""
+    dtype: Literal["bf16", "fp8", "fp32"] = "bf16"
+    """Of the weights."""
+    step: int | None = None
+    """Which checkpoint; default: the newest."""
+    ema: bool = False
+    """The moving average of the weights (optim.ema_decay) in place of the weights."""
+
+
+def _export(argv: list[str]) -> int:
+    from fathom.train.pretrain import export_run
+
+    args = parse_flags(Export, "fathom train export", argv)
+    if not (args.run / "config.json").exists():
+        raise UserError(f"{args.run} is not the folder of a run: it has no config.json")
+    print(f"done: {export_run(args.run, args.to, dtype=args.dtype, step=args.step, ema=args.ema)}", file=sys.stderr)
     return 0
 
 
@@ -72,13 +138,5 @@ def _release(recipe: TrainConfig, flags: list[str]) -> int:
 
 
 def describe(config: TrainConfig) -> dict[str, Any]:
-    """The resolved recipe, and what it costs."""
-    from fathom.model.cost import flops_per_token, parameters
-
-    model = config.model_config()
-    tokens = config.run.steps * config.data.batch_rows * config.data.sequence_length
-    return config.to_dict() | {
-        "parameters": dataclasses.asdict(parameters(model)),
-        "tokens": tokens,
-        "training_flops": 3 * flops_per_token(model, config.data.sequence_length // 2) * tokens,
-    }
+    """The resolved recipe as it is saved with the run."""
+    return json.loads(json.dumps(config.to_dict()))  # type: ignore[no-any-return]

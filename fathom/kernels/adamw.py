@@ -42,8 +42,8 @@ class AdamW:
                 train.adamw(weight, grad, m, v, constants)
                 return
         g = grad * scale
-        new_m = m.float().mul_(b1).add_(g, alpha=1 - b1)
-        new_v = v.float().mul_(b2).addcmul_(g, g, value=1 - b2)
+        new_m = (m.float() * b1).add_(g, alpha=1 - b1)  # new tensors: v itself must not become the denominator below
+        new_v = (v.float() * b2).addcmul_(g, g, value=1 - b2)
         m.copy_(new_m)
         v.copy_(new_v)
         denominator = new_v.div_(1 - b2**step).sqrt_().add_(self.eps)

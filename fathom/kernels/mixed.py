@@ -104,16 +104,15 @@ class _Linear(torch.autograd.Function):
             ctx.save_for_backward(*operand)
             y = how.result(operand[0] @ how.rounded(weight).T)
             return y.view(*x.shape[:-1], -1)
-        ctx.scale = how.scale
+        ctx.scale, kept = how.scale, operand
         if after_attention:  # also attention's own backward needs it: more bits, and scales that survive the turn
             rows, ctx.scale = how.ops.round_e5m6(x.reshape(-1, x.shape[-1])), "ue8m0"
             tiles, kept = how.ops.quantise_tiles(rows, "ue8m0"), (rows.to(torch.bfloat16),)
         else:
-            tiles, kept = fp8.Tiles(*operand), operand
+            tiles = fp8.Tiles(*operand)
+        # the weight's blocks are made again in backward: a pipeline holds many micro-batches, but one weight
+        ctx.save_for_backward(*kept)
         blocks = how.ops.quantise_blocks(weight, how.scale)
-        ctx.save_for_backward(
-            *kept
-        )  # the weight's blocks are made again: a pipeline holds many micro-batches, one weight
         return how.result(how.ops.fprop(tiles, blocks)).view(*x.shape[:-1], -1)
 
     @staticmethod

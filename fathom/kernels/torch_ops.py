@@ -53,8 +53,24 @@ def routed_experts(x_TD: Tensor, indices_TK: Tensor, weights_TK: Tensor, gate_up
     return out
 
 
+def _exp_rows(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """logits [R, V] FP32 -> e^(x - largest of the row) in place; (largest, sum) [R]."""
+    if logits.device.type == "cpu":
+        from fathom.kernels.cpu import train
+
+        if train.available() is None:
+            return train.exp_rows(logits)
+    top = logits.amax(dim=1)
+    logits.sub_(top[:, None]).exp_()
+    return top, logits.sum(dim=1)
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Head and loss by chunks of tokens; both gradients are made in the forward pass: logits never outlive a chunk."""
+    """Head and loss by chunks of tokens; both gradients are made in the forward pass: logits never outlive a chunk.
+
+    With e = exp(logits - max) and s its row sums, the gradient of the logits is e / s minus one at the label. Neither
+    the division nor the label touches e: rows of the small factors are scaled instead, the labels' part is a lookup.
+    """
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, weight: Tensor, labels: Tensor, chunk: int) -> Tensor:
@@ -67,15 +83,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
             rows, label = h[start : start + chunk].to(dtype), labels[start : start + chunk]
             keep = label >= 0
             logits = (rows @ weight_c.T).float()
-            log_z = logits.logsumexp(dim=1)
-            picked = label.clamp(min=0)[:, None]
-            loss += torch.where(keep, log_z - logits.gather(1, picked)[:, 0], 0.0).sum()
-            grad = (logits - log_z[:, None]).exp_()
-            grad.scatter_add_(1, picked, torch.full_like(picked, -1, dtype=grad.dtype))
-            grad.masked_fill_(~keep[:, None], 0.0)
-            grad = grad.to(dtype)
-            grad_h[start : start + chunk] = grad @ weight_c
-            grad_weight.addmm_(grad.T, rows) if dtype == torch.float32 else grad_weight.add_(grad.T @ rows)
+            picked = label.clamp(min=0)
+            wanted = logits.gather(1, picked[:, None])[:, 0]
+            top, total = _exp_rows(logits)
+            loss += torch.where(keep, total.log() + top - wanted, 0.0).sum()
+            share = torch.where(keep, 1.0 / total, 0.0)[:, None]
+            kept = keep[:, None].to(dtype)
+            exped = logits.to(dtype)
+            grad_h[start : start + chunk] = (exped @ weight_c) * share.to(dtype) - weight_c[picked] * kept
+            scaled = rows * share.to(dtype)
+            if dtype == torch.float32:
+                grad_weight.addmm_(exped.T, scaled)
+            else:
+                grad_weight.add_(exped.T @ scaled)
+            grad_weight.index_add_(0, picked, (rows * kept).float(), alpha=-1)
         ctx.save_for_backward(grad_h, grad_weight.to(weight.dtype))
         return loss
 
@@ -85,7 +106,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return grad_h * grads[0], grad_weight * grads[0], None, None
 
 
-def linear_cross_entropy(h_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, chunk: int = 256) -> Tensor:
-    """See reference.linear_cross_entropy; peak memory is one chunk of logits."""
+def linear_cross_entropy(h_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, chunk: int | None = None) -> Tensor:
+    """See reference.linear_cross_entropy; peak memory is one chunk of logits (32 MB, or 256 tokens' worth)."""
+    chunk = chunk or max(256, 2**23 // weight_VD.shape[0])
     loss: Tensor = _LinearCrossEntropy.apply(h_TD, weight_VD, labels_T, chunk)  # type: ignore[no-untyped-call]
     return loss

@@ -101,7 +101,7 @@ def _triton() -> TrainOps:
 
 def _table(name: str, formats: Any, rows: dict[str, Any]) -> TrainOps:
     fields = [f for f in TrainOps.__dataclass_fields__ if f != "name"]
-    return TrainOps(name, **{f: getattr(formats, f) if hasattr(formats, f) else rows[f] for f in fields})
+    return TrainOps(name, **{f: rows[f] if f in rows else getattr(formats, f) for f in fields})
 
 
 def pick_training(name: str = "auto", device: torch.device | None = None) -> TrainOps:

@@ -79,6 +79,21 @@ def flops_per_token(c: ModelConfig, context: int) -> float:
     return 2.0 * parameters(c).activated + attention
 
 
+def training_flops_per_token(c: ModelConfig, length: int, *, mtp: bool = True) -> float:
+    """FLOPs of training on one token of rows of `length`: three forwards' worth (backward makes two products for each).
+
+    Causal attention sees half of the row on average. Each MTP module is a block, eh_proj and the head once more.
+    """
+    context = (length + 1) / 2
+    attention = 2 * c.num_attention_heads * (c.qk_head_dim + c.v_head_dim) * context
+    forward = flops_per_token(c, 0) + attention * c.num_hidden_layers
+    if mtp and c.num_nextn_predict_layers:
+        for k in range(c.num_nextn_predict_layers):
+            block = layer_parameters(c, c.num_hidden_layers + k)[1]
+            forward += 2.0 * (block + 2 * c.hidden_size**2 + c.vocab_size * c.hidden_size) + attention
+    return 3 * forward
+
+
 def cache_bytes_per_token(c: ModelConfig, bytes_per_value: int) -> int:
     """Latent and rotated key, over all layers."""
     return (c.kv_lora_rank + c.qk_rope_head_dim) * c.num_hidden_layers * bytes_per_value

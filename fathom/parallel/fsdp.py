@@ -25,7 +25,7 @@ Deviations from zero.py
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableSequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -37,6 +37,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor
 
 from fathom.kernels.adamw import AdamW
+from fathom.model.moe import Gate, Routing
 from fathom.model.transformer import DeepseekV3
 from fathom.parallel.mesh import Layout, Mesh
 from fathom.parallel.piece import Piece
@@ -87,6 +88,35 @@ def _local(tensor: Tensor) -> Tensor:
     return cast(DTensor, tensor.detach()).to_local().view(-1)
 
 
+class _Together(torch.autograd.Function):
+    """(out, scores) as they are; in backward neither gradient goes on before the other is there."""
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        return out.clone(), scores.clone()  # fully_shard warns of views
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        return grads[0], grads[1]
+
+
+def _with_its_routing(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor:
+    """Forward hook of a block: the scores that it recorded go backward only after its output's gradient has come.
+
+    fully_shard gathers a block's weights when that gradient comes. A balance loss reaches the gate through the record,
+    past the output, and would multiply with weights that were dropped.
+    """
+    record = kwargs.get("record")
+    if record is None:
+        record = next((a for a in args if isinstance(a, MutableSequence)), None)
+    if not record or not out.requires_grad:
+        return out
+    last: Routing = record[-1]
+    out, scores = _Together.apply(out, last.scores)  # type: ignore[no-untyped-call]
+    record[-1] = Routing(scores, last.indices, last.weights)
+    return out
+
+
 class Fsdp2:
     """Shards a finished model in place. The same methods as Zero1, with the same meaning."""
 
@@ -100,6 +130,8 @@ class Fsdp2:
         devices = DeviceMesh.from_group(group, mesh.data.device.type, mesh_dim_names=("data",))
         units: list[nn.Module] = [*model.layers, *model.mtp, model]
         for unit in units:
+            if any(isinstance(m, Gate) for m in unit.modules()) and unit is not model:
+                unit.register_forward_hook(_with_its_routing, with_kwargs=True, prepend=True)
             fully_shard(unit, mesh=devices)
             sharded = cast(FSDPModule, unit)
             sharded.set_gradient_divide_factor(1.0)  # the loss is normalised by the tokens of all ranks

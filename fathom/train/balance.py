@@ -6,18 +6,20 @@ The bias moves selection only; it never enters a gate value and never gets a gra
 The complementary sequence-wise loss keeps single sequences from extremes:   alpha * sum_i f_i P_i
   f_i = E / (K T) * #{t : i in top-K of the UNBIASED scores}      P_i = mean_t s_i / sum_j s_j
 Perfect balance gives exactly alpha. The report states no reduction; here: mean over sequences, sum over layers.
+
+What both replace, kept for comparison (report section 4.5.3): an auxiliary loss over the tokens of a batch, stronger,
+whose gradient pulls at the gate.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fathom.model.moe import Gate, Routing
-from fathom.model.transformer import DeepseekV3
 
 
-def gates(model: DeepseekV3) -> list[Gate]:
+def gates(model: nn.Module) -> list[Gate]:
     """All gates in the order in which forward passes record their routing: main layers, then MTP modules."""
     return [m for m in model.modules() if isinstance(m, Gate)]
 
@@ -46,6 +48,22 @@ def sequence_balance_loss(routing: Routing, top_k: int) -> Tensor:
     f_BE = counts_BE * (experts / (top_k * tokens))
     p_BE = (scores_BTE / (scores_BTE.sum(-1, keepdim=True) + 1e-20)).mean(1)
     return (f_BE * p_BE).sum(-1).mean()
+
+
+def batch_balance_loss(routing: Routing, top_k: int) -> Tensor:
+    """The same sum with all tokens of the micro-batch as one sequence: experts may specialise within it."""
+    scores = routing.scores.flatten(0, 1)[None]
+    return sequence_balance_loss(Routing(scores, routing.indices, routing.weights), top_k)
+
+
+def max_violation(load_E: Tensor) -> float:
+    """MaxVio: largest expert's load over the mean, minus 1; 0 is perfect."""
+    return max_over_mean(load_E) - 1.0
+
+
+def dead_experts(load_E: Tensor) -> int:
+    """How many experts nobody chose."""
+    return int((load_E == 0).sum())
 
 
 def max_over_mean(load_E: Tensor) -> float:

@@ -6,7 +6,6 @@ The resolved config is saved with the run; a run folder that was started with an
 from __future__ import annotations
 
 import dataclasses
-import math
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +29,11 @@ class DataConfig:
     long_fraction: float = 0.1  # how much of the run that part is
     weights: dict[str, float] = field(default_factory=dict)  # source -> factor on its share of tokens
     template: str = "v3"  # chat format of SFT samples
+    fim_rate: float = 0.0  # share of documents in fill-in-the-middle form (report 4.1: 0.1); pretraining
+    split_rate: float = 0.0  # share of tokens joining punctuation and line breaks that are split; pretraining
+    workers: int = 0  # threads that make the next batches ahead
+    ramp_from_rows: int = 0  # rows of the first steps, growing to batch_rows ...
+    ramp_tokens: int = 0  # ... over this many tokens; 0: no ramp
 
 
 @dataclass(frozen=True)
@@ -45,18 +49,46 @@ class OptimConfig:
     eps: float = 1e-8
     weight_decay: float = 0.1  # matrices only
     clip_norm: float = 1.0
+    tail: list[list[float]] = field(default_factory=list)  # after the cosine: [fraction of the run, learning rate], ...
+    moments: str = "fp32"  # fp32 | bf16 (the report's)
+    ema_decay: float = 0.0  # moving average of the weights; 0: none
 
 
 @dataclass(frozen=True)
 class BalanceConfig:
     """Auxiliary-loss-free balancing, the sequence-wise loss beside it, and MTP (report sections 2.1.2, 2.2, 4.2)."""
 
+    method: str = "bias"  # bias | aux (an auxiliary loss over each micro-batch instead) | none
     gamma: float = 0.001  # step of the router bias
     gamma_stop_fraction: float = 0.966  # 14.3T of 14.8T tokens; zero from there on
     alpha: float = 0.0001  # sequence-wise balance loss
+    aux_alpha: float = 0.003  # method aux: DeepSeek-V2's strength of its expert-level loss
     mtp_lambda: float = 0.3
     mtp_lambda_late: float = 0.1
     mtp_late_fraction: float = 0.676  # 10T of 14.8T tokens
+
+
+@dataclass(frozen=True)
+class PrecisionConfig:
+    """What the products are computed in, and what is computed twice (report sections 3.2.3, 3.3)."""
+
+    gemm: str = "auto"  # fp32 | bf16 | fp8; auto: bf16 where matmuls are faster in it, else fp32
+    scale: str = "fp32"  # FP8 scales: fp32 | ue8m0 (powers of two)
+    gradients: str = "tile"  # tile | block: the ablation of appendix B.2
+    recompute: str = "none"  # none | report (norms, up-projections, SwiGLU) | block
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """Who holds what (report section 3.2). Ranks = pipeline x data; experts are spread inside the data ranks."""
+
+    data: int = 0  # 0: all processes that the pipeline leaves
+    expert: int = 1
+    pipeline: int = 1
+    schedule: str = "1f1b"  # gpipe | 1f1b | zb1p | dualpipev
+    sharding: str = "zero1"  # zero1 | fsdp2
+    dispatch: str = "auto"  # what travels to experts: fp32 | bf16 | fp8; auto: as precision.gemm
+    timeout_s: float = 300.0  # a rank without progress for so long is named, and the run ends
 
 
 @dataclass(frozen=True)
@@ -66,13 +98,23 @@ class RunConfig:
     out: str = ""  # run folder: config, log, checkpoints, export
     steps: int = 1000
     seed: int = 0
-    precision: str = "auto"  # bf16 | fp32 | auto: bf16 where matmuls are faster in it
     checkpoint_every: int = 200
     keep_checkpoints: int = 2
     eval_every: int = 200
     eval_rows: int = 16  # rows per source
     log_every: int = 10
     init_from: str = ""  # checkpoint folder to start from; empty: fresh weights
+    spike_factor: float = 0.0  # a step this many deviations off is skipped; 0: never
+    tensorboard: bool = False
+
+
+@dataclass(frozen=True)
+class ExtendConfig:
+    """Long-context extension with YaRN (report section 4.3); `fathom train extend` alone reads it."""
+
+    factor: float = 0.0  # the new context is this many times the trained one; 0: the recipe is no extension
+    phases: list[list[int]] = field(default_factory=list)  # [row length, rows per step, steps], one after the other
+    long_share: float = 0.0  # share of rows that are made-up long documents which ask what they said before
 
 
 @dataclass(frozen=True)
@@ -84,41 +126,15 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     balance: BalanceConfig = field(default_factory=BalanceConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    extend: ExtendConfig = field(default_factory=ExtendConfig)
 
     def __post_init__(self) -> None:
-        d, o, b, r = self.data, self.optim, self.balance, self.run
-        bounds: dict[str, tuple[float, float]] = {  # key -> (value, least)
-            "data.batch_rows": (d.batch_rows, 1), "data.micro_rows": (d.micro_rows, 1),
-            "data.sequence_length": (d.sequence_length, 4), "run.steps": (r.steps, 1), "run.seed": (r.seed, 0),
-            "run.checkpoint_every": (r.checkpoint_every, 1), "run.keep_checkpoints": (r.keep_checkpoints, 1),
-            "run.eval_every": (r.eval_every, 1), "run.eval_rows": (r.eval_rows, 1), "run.log_every": (r.log_every, 1),
-            "optim.warmup_steps": (o.warmup_steps, 0), "data.long_length": (d.long_length, 0),
-        }  # fmt: skip
-        for name in ("peak_lr", "final_lr", "eps", "weight_decay", "clip_norm"):
-            bounds[f"optim.{name}"] = (getattr(o, name), 0)
-        for name in ("gamma", "alpha", "mtp_lambda", "mtp_lambda_late"):
-            bounds[f"balance.{name}"] = (getattr(b, name), 0)
-        for source, weight in d.weights.items():
-            if not isinstance(weight, int | float) or isinstance(weight, bool):
-                raise UserError(f"data.weights.{source} is {weight!r}, it must be a number")
-            bounds[f"data.weights.{source}"] = (weight, 0)
-        for name, (value, least) in bounds.items():
-            if not least <= value < math.inf:
-                raise UserError(f"{name} is {value}, it must be at least {least}")
-        for name, value in (
-            ("optim.decay_fraction", o.decay_fraction), ("balance.gamma_stop_fraction", b.gamma_stop_fraction),
-            ("balance.mtp_late_fraction", b.mtp_late_fraction), ("data.long_fraction", d.long_fraction),
-        ):  # fmt: skip
-            if not 0 <= value <= 1:
-                raise UserError(f"{name} is {value}, it must be between 0 and 1")
-        for name, value in (("optim.beta1", o.beta1), ("optim.beta2", o.beta2)):
-            if not 0 <= value < 1:
-                raise UserError(f"{name} is {value}, it must be at least 0 and below 1")
-        if d.batch_rows % d.micro_rows:
-            raise UserError(f"data.batch_rows {d.batch_rows} is not a multiple of data.micro_rows {d.micro_rows}")
-        if r.precision not in ("auto", "bf16", "fp32"):
-            raise UserError(f"run.precision is {r.precision!r}, it must be auto, bf16 or fp32")
+        from fathom.train.limits import check  # its own file: a list of limits
+
+        check(self)
 
     def model_config(self) -> ModelConfig:
         """Preset with this recipe's changes; never quantised while training."""
@@ -178,3 +194,25 @@ def _build(cls: type[Any], data: dict[str, Any], prefix: str) -> Any:
 
 def _default(f: dataclasses.Field[Any]) -> Any:
     return f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+
+
+def comparable(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a run's config that must not change between start and resume. The layout may: state is resharded."""
+    free = {"checkpoint_every", "keep_checkpoints", "eval_every", "eval_rows", "log_every", "out", "tensorboard"}
+    data_free = {"train", "heldout", "tokenizer", "workers"}
+    run = {k: v for k, v in config["run"].items() if k not in free}
+    data = {k: v for k, v in config["data"].items() if k not in data_free}
+    precision = {k: v for k, v in config["precision"].items() if k != "recompute"}
+    return config | {"run": run, "data": data, "precision": precision, "parallel": {}}
+
+
+def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys under which two nested dicts differ."""
+    out = []
+    for key in sorted(a.keys() | b.keys()):
+        one, other = a.get(key), b.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            out += differences(one, other, f"{prefix}{key}.")
+        elif one != other:
+            out.append(f"{prefix}{key}")
+    return out

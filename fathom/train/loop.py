@@ -1,21 +1,22 @@
-"""The training loop: what pretraining and SFT share.
+"""The training loop: what pretraining, extension and SFT share, on one process or many.
 
     for step in range(done, steps):
-        batch = data.batch(step)                      # a pure function of the step
-        losses -> backward, micro-batch by micro-batch
-        clip, AdamW step, router bias step            # the bias sees the load of the whole batch
+        batch = data.batch(step)                      # the whole batch of the step: a pure function of the step
+        this rank's rows, micro-batch by micro-batch -> losses, gradients        (parts.py)
+        sums over ranks: losses, expert loads, gradients (each rank keeps a slice), gradient norm
+        clip, AdamW on the slice, weights to everybody                           (parallel/zero.py)
+        router bias step                              # it sees the load of the whole batch
         log, evaluate, checkpoint
 
-Compute runs in BF16 under autocast with FP32 master weights, gradients and moments, or in FP32 where BF16 matmuls are
-slower (a CPU without AMX). Gate, norms, softmax and loss are FP32 either way.
+A step is a function of the config and of what a checkpoint holds; nothing draws random numbers. So a resumed run equals
+an uninterrupted one bit for bit on the same layout, and to rounding on another.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import math
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,26 +24,33 @@ from types import FrameType
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
+from fathom.checkpoint.store import Store
+from fathom.model.cost import training_flops_per_token
 from fathom.model.transformer import DeepseekV3
-from fathom.runtime import UserError, fast_bf16, keep_freed_memory, read_json, write_json, write_text
+from fathom.parallel.mesh import Mesh, single
+from fathom.parallel.piece import Piece
+from fathom.runtime import UserError, keep_freed_memory, pick_device, read_json, write_json
 from fathom.text.dataset import IGNORE, Batch
-from fathom.train import state
-from fathom.train.balance import expert_load, gates, max_over_mean, update_bias
-from fathom.train.config import TrainConfig
-from fathom.train.objective import losses
-from fathom.train.optimizer import learning_rate, make_optimizer
+from fathom.text.ramp import Ramp
+from fathom.train.balance import dead_experts, max_over_mean, update_bias
+from fathom.train.config import TrainConfig, comparable, differences
+from fathom.train.objective import Weights
+from fathom.train.parts import Parts
+from fathom.train.schedules import Now, at, ema_decay
+from fathom.train.spikes import SpikeGuard
+from fathom.train.watch import Watch, matmul_peak
 
 
 class Data(Protocol):
     """Anything that can make the batch of any step."""
 
     def batch(self, step: int) -> Batch:
-        """The batch of optimizer step `step`."""
+        """The whole batch of optimizer step `step`."""
 
 
-Evaluate = Callable[[DeepseekV3], dict[str, float]]
+Nats = Callable[[Batch], float]
+Evaluate = Callable[[Nats], dict[str, float]]
 
 
 class Trainer:
@@ -55,127 +63,170 @@ class Trainer:
         data: Data,
         evaluate: Evaluate | None = None,
         unit: str = "bits/byte",  # of what `evaluate` returns
+        mesh: Mesh | None = None,
+        tick: Callable[[], None] = lambda: None,  # called after every step: a sign of life to the other ranks
     ) -> None:
         positions = model.config.max_position_embeddings
         for name in ("sequence_length", "long_length"):
             if (length := getattr(config.data, name)) > positions:
                 raise UserError(f"data.{name} {length} is above the model's max_position_embeddings {positions}")
-        self.config, self.model, self.data, self.evaluate, self.unit = config, model, data, evaluate, unit
-        self.device = model.embed_tokens.weight.device
+        self.config, self.model, self.data, self.evaluate, self.tick = config, model, data, evaluate, tick
+        weight = model.embed_tokens.weight
+        self.mesh = mesh or single(pick_device() if weight.is_meta else weight.device)
+        self.device = self.mesh.world.device
+        self.ramp = ramp_of(config, self.mesh.data.size)
+        self.parts = Parts(config, model, self.mesh)
+        self.zero = self.parts.zero
+        self.guard = SpikeGuard(config.run.spike_factor)
+        self.step_done, self.tokens = 0, 0
         self.out = Path(config.run.out)
-        self.checkpoints = self.out / "checkpoints"
-        self.optimizer = make_optimizer(model, config.optim)
-        self.progress = state.Progress()
-        self.gates = gates(model)
-        wanted = config.run.precision
-        self.bf16 = wanted == "bf16" or (wanted == "auto" and fast_bf16(self.device))
+        self.store = Store(
+            self.out / "checkpoints", self.mesh.world, keep=config.run.keep_checkpoints, best="heldout",
+            patience=config.parallel.timeout_s,
+        )  # fmt: skip
+        total = self.ramp.first_row(config.run.steps) * config.data.sequence_length
+        self.watch = Watch(
+            self.out, config.run.steps, total_tokens=total, unit=unit, tensorboard=config.run.tensorboard,
+            writes=self.mesh.rank == 0,
+        )  # fmt: skip
+        self.peak = 0.0  # FLOP/s of a matmul here; measured when the run starts
         self._stop = False
+
+    # ---- the run ---------------------------------------------------------------------------------------------------
 
     def train(self) -> None:
         """Run to `run.steps`, resuming from the newest checkpoint; SIGTERM and Ctrl-C save and leave."""
         keep_freed_memory()
         torch.set_flush_denormal(True)
         self._claim_folder()
+        self._measure_peak()
         self.model.train()
-        with self._graceful_stop():
-            while self.progress.step < self.config.run.steps and not self._stop:
-                self.step()
-        if self._stop:
-            self._save()
-            raise KeyboardInterrupt
+        try:
+            with self._graceful_stop():
+                while self.step_done < self.config.run.steps and not self._stop:
+                    self.step()
+            if self._stop:
+                self.save(wait=True)
+                raise KeyboardInterrupt
+            self.store.wait()
+        finally:
+            self.watch.close()
 
     def step(self) -> dict[str, Any]:
         """One optimizer step with everything that belongs to it; returns its log record."""
-        c, started = self.config, time.perf_counter()
-        index = self.progress.step
+        c, started, index = self.config, time.perf_counter(), self.step_done
+        now = at(index, c.run.steps, self.ramp, c.optim, c.balance)
         batch = self.data.batch(index)
-        lr = learning_rate(c.optim, index, c.run.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        main, mtp, loads = self._backward(batch, index)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.optim.clip_norm)
-        if not torch.isfinite(norm):
-            raise UserError(
-                f"gradient norm is {float(norm)} at step {index}; start a new run.out with a lower optim.peak_lr"
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        gamma = c.balance.gamma if index < c.balance.gamma_stop_fraction * c.run.steps else 0.0
-        for gate, load in zip(self.gates, loads, strict=True):
-            update_bias(gate, load, gamma)
-        self.progress = state.Progress(index + 1, self.progress.tokens + batch.tokens.numel())
-        record = {
-            "step": index + 1,
-            "tokens": self.progress.tokens,
-            "loss": main,
-            "mtp_loss": mtp,
-            "lr": lr,
-            "grad_norm": float(norm),
-            "load_max_over_mean": [round(max_over_mean(load), 3) for load in loads],
-            "tokens_per_second": batch.tokens.numel() / (time.perf_counter() - started),
-        }
+        record = self._update(batch, now)
+        seconds = time.perf_counter() - started
+        length = batch.tokens.shape[1]
+        self.step_done, self.tokens = index + 1, self.tokens + batch.tokens.numel()
+        flops = training_flops_per_token(self.model.config, length, mtp=now.mtp_lambda > 0) * batch.tokens.numel()
+        record = {"step": index + 1, "tokens": self.tokens} | record
+        record["tokens_per_second"] = batch.tokens.numel() / seconds
+        if self.peak:
+            record["flops_share"] = round(self._share(flops / seconds / self.mesh.layout.world), 4)
         self._after_step(record)
+        self.tick()
         return record
 
-    def _backward(self, batch: Batch, index: int) -> tuple[float, list[float], list[Tensor]]:
-        c = self.config
-        trained = int((batch.labels != IGNORE).sum())
-        rows = batch.tokens.shape[0]
-        late = index >= c.balance.mtp_late_fraction * c.run.steps
-        mtp_lambda = c.balance.mtp_lambda_late if late else c.balance.mtp_lambda
-        main, mtp = 0.0, [0.0] * len(self.model.mtp)
-        loads: list[Tensor] = []
-        for start in range(0, rows, c.data.micro_rows):
-            part = batch.rows(start, start + c.data.micro_rows).to(self.device)
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-                result = losses(
-                    self.model, part, trained_tokens=max(trained, 1), share=part.tokens.shape[0] / rows,
-                    mtp_lambda=mtp_lambda, alpha=c.balance.alpha,
-                )  # fmt: skip
-            result.total.backward()
-            main += result.main
-            mtp = [a + b for a, b in zip(mtp, result.mtp, strict=False)]
-            keep = None if part.segments is None else part.segments >= 0
-            fresh = [expert_load(r, keep) for r in result.routing]
-            loads = [a + b for a, b in zip(loads, fresh, strict=True)] if loads else fresh
-        nothing = torch.zeros(self.model.config.n_routed_experts, dtype=torch.int64, device=self.device)
-        loads += [nothing] * (len(self.gates) - len(loads))  # MTP was off: its gates saw nothing
-        return main, mtp, loads
+    def _share(self, rate: float) -> float:
+        """FLOP/s of a rank over the matmul peak. Above 1 the peak was measured on a busy machine: once more."""
+        if rate > self.peak and self.mesh.rank == 0:
+            self._measure_peak()
+        return rate / self.peak
+
+    def _measure_peak(self) -> None:
+        dtype = torch.float32 if self.parts.how.carry_bf16 else torch.bfloat16
+        self.peak = max(self.peak, matmul_peak(self.device, dtype))
+
+    def _update(self, batch: Batch, now: Now) -> dict[str, Any]:
+        """Gradients, optimizer, router biases."""
+        c, b = self.config, self.config.balance
+        trained = max(int((batch.labels != IGNORE).sum()), 1)
+        aux = b.aux_alpha if b.method == "aux" else 0.0
+        weights = Weights(trained, batch.tokens.shape[0], now.mtp_lambda, b.alpha, aux)
+        totals = self.parts.forward_backward(batch, weights)
+        # one message for everything that every rank must know; a rank counts what it computed
+        numbers = torch.cat((totals.main.reshape(1), totals.mtp, torch.tensor([float(self._stop)], device=self.device)))
+        main, *mtp, stop = self.mesh.world.sum(numbers.double()).tolist()
+        loads = self.mesh.world.sum(totals.loads)
+        self._stop = stop > 0
+        self.zero.reduce()
+        norm = math.sqrt(float(self.mesh.world.sum(self.zero.square_sum())))
+        skipped = self.guard.is_spike(main, norm)
+        if not math.isfinite(norm) and not skipped:
+            raise UserError(
+                f"gradient norm is {norm} at step {self.step_done}; start a new run.out with a lower optim.peak_lr, or "
+                "set run.spike_factor to skip such steps"
+            )
+        if skipped:
+            self.zero.zero_grad()
+            self.watch.note(f"step {self.step_done + 1} skipped: loss {main:.4f}, gradient norm {norm:.4g} are a spike")
+        else:
+            if c.optim.ema_decay:
+                self.zero.ema = ema_decay(c.optim.ema_decay, self.zero.steps)
+            self.zero.step(lr=now.lr, scale=min(1.0, self.config.optim.clip_norm / (norm + 1e-6)))
+        gamma = now.gamma if b.method == "bias" and not skipped else 0.0
+        for number, gate in self.parts.gates.items():
+            update_bias(gate, loads[number], gamma)
+        record = {
+            "loss": main,
+            "mtp_loss": mtp if now.mtp_lambda else [],  # without a weight the modules do not run
+            "lr": now.lr,
+            "grad_norm": norm,
+            "load_max_over_mean": [round(max_over_mean(load), 3) for load in loads],
+            "dead_experts": [dead_experts(load) for load in loads],
+            "rows": batch.tokens.shape[0],
+            "gamma": gamma,
+            "mtp_lambda": now.mtp_lambda,
+            "loads": loads,
+        }
+        return record | ({"skipped": True} if skipped else {})
 
     # ---- around the step -------------------------------------------------------------------------------------------
 
     def _after_step(self, record: dict[str, Any]) -> None:
-        run, step = self.config.run, record["step"]
+        run, step, loads = self.config.run, record["step"], record.pop("loads")
         last = step == run.steps
+        metric = None
         if self.evaluate is not None and (step % run.eval_every == 0 or last):
             self.model.eval()
-            record["heldout"] = {k: round(v, 4) for k, v in self.evaluate(self.model).items()}
+            with self.zero.ema_weights() if self.zero.ema else contextlib.nullcontext():
+                record["heldout"] = {k: round(v, 4) for k, v in self.evaluate(self.parts.nats).items()}
             self.model.train()
-        if step % run.log_every == 0 or last or "heldout" in record:
-            self.out.mkdir(parents=True, exist_ok=True)
-            with open(self.out / "log.jsonl", "a", encoding="utf-8") as log:
-                log.write(json.dumps(record) + "\n")
-            self._print(record)
+            metric = record["heldout"]["mean"]
+            mean = loads.double().mean(1, keepdim=True).clamp(min=1e-9)
+            record["load"] = [[round(x, 3) for x in row] for row in (loads / mean).tolist()]
+        if step % run.log_every == 0 or last or "heldout" in record or "skipped" in record:
+            self.watch.write(record)
         if step % run.checkpoint_every == 0 or last:
-            self._save()
+            self.save(metric=metric)
 
-    def _print(self, record: dict[str, Any]) -> None:
-        left = (self.config.run.steps - record["step"]) * self.config.data.batch_rows * self.config.data.sequence_length
-        load = record["load_max_over_mean"]
-        held = record.get("heldout")
-        line = (
-            f"step {record['step']:>6}/{self.config.run.steps}  loss {record['loss']:.4f}"
-            + "".join(f"  mtp {x:.4f}" for x in record["mtp_loss"])
-            + f"  |g| {record['grad_norm']:.2f}  lr {record['lr']:.2e}"
-            + (f"  load {max(load):.2f}x" if load else "")
-            + f"  {record['tokens_per_second']:,.0f} tok/s  left {left / record['tokens_per_second'] / 60:.0f} min"
-            + (f"  held-out {held['mean']:.4f} {self.unit}" if held else "")
-        )
-        in_place = sys.stderr.isatty() and not held and record["step"] < self.config.run.steps
-        print(f"\r{line}\033[K" if in_place else line, end="" if in_place else "\n", file=sys.stderr, flush=True)
+    def pieces(self, *, loading: bool = False) -> list[Piece]:
+        """What a checkpoint holds of this rank: slices of weights, moments and average, and router biases."""
+        out = self.zero.pieces(loading=loading)
+        if loading or self.mesh.data.rank == 0:
+            for number, gate in self.parts.gates.items():
+                if gate.config.has_router_bias:
+                    bias = gate.e_score_correction_bias
+                    out.append(Piece(f"router_bias.{number}", bias.shape, 0, bias.view(-1)))
+        return out
 
-    def _save(self) -> None:
-        state.save(self.checkpoints, self.model, self.optimizer, self.progress, self.config.run.keep_checkpoints)
+    def save(self, *, metric: float | None = None, wait: bool = False) -> None:
+        """Begin to write a checkpoint of this moment."""
+        extra = {
+            "tokens": self.tokens, "updates": self.zero.steps, "guard": self.guard.state_dict(),
+            "config": self.config.to_dict(), "model": self.model.config.to_dict(),
+        }  # fmt: skip
+        self.store.save(self.step_done, self.pieces(), extra, metric=metric, wait=wait)
+
+    def resume(self, step: int) -> None:
+        """Go on from checkpoint `step`, whatever layout wrote it."""
+        extra = self.store.load(step, self.pieces(loading=True))
+        self.zero.gather()
+        self.zero.steps, self.step_done, self.tokens = int(extra["updates"]), step, int(extra["tokens"])
+        self.guard.load_state_dict(extra["guard"])
 
     def _claim_folder(self) -> None:
         """Resume when the folder holds this very run; refuse when it holds another."""
@@ -193,23 +244,13 @@ class Trainer:
                     f"{self.out} holds a run with another config (different: {', '.join(changed)}); "
                     "choose another run.out or remove it"
                 )
-        write_json(saved, mine)
-        found = state.complete(self.checkpoints)
-        if found:
-            self.progress = state.load(found[-1], self.model, self.optimizer)
-            print(f"resumed from {found[-1]}", file=sys.stderr)
-        self._cut_log()
-
-    def _cut_log(self) -> None:
-        """Drop the records of steps that will be done again, and a half-written last line."""
-        log = self.out / "log.jsonl"
-        if log.exists():
-            kept = []
-            for line in log.read_text(encoding="utf-8").splitlines(keepends=True):
-                with contextlib.suppress(ValueError, KeyError, TypeError):
-                    if json.loads(line)["step"] <= self.progress.step and line.endswith("\n"):
-                        kept.append(line)
-            write_text(log, "".join(kept))
+        if self.mesh.rank == 0:
+            write_json(saved, mine)
+        found = self.store.latest()
+        if found is not None:
+            self.resume(found)
+            self.watch.note(f"resumed from {self.out / 'checkpoints'} at step {found}")
+        self.watch.resume(self.step_done)
 
     @contextlib.contextmanager
     def _graceful_stop(self) -> Iterator[None]:
@@ -228,22 +269,15 @@ class Trainer:
                 signal.signal(number, handler)
 
 
-def comparable(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a run's config that must not change between start and resume."""
-    free = {"checkpoint_every", "keep_checkpoints", "eval_every", "eval_rows", "log_every", "out"}
-    data_free = {"train", "heldout", "tokenizer"}
-    run = {k: v for k, v in config["run"].items() if k not in free}
-    data = {k: v for k, v in config["data"].items() if k not in data_free}
-    return config | {"run": run, "data": data}
-
-
-def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[str]:
-    """Dotted keys under which two nested dicts differ."""
-    out = []
-    for key in sorted(a.keys() | b.keys()):
-        one, other = a.get(key), b.get(key)
-        if isinstance(one, dict) and isinstance(other, dict):
-            out += differences(one, other, f"{prefix}{key}.")
-        elif one != other:
-            out.append(f"{prefix}{key}")
-    return out
+def ramp_of(config: TrainConfig, data_ranks: int) -> Ramp:
+    """Rows of every step; UserError when they do not divide over the ranks."""
+    d = config.data
+    if d.batch_rows % (d.micro_rows * data_ranks):
+        raise UserError(
+            f"data.batch_rows {d.batch_rows} is not a multiple of data.micro_rows {d.micro_rows} x {data_ranks} data "
+            "ranks; change one of them"
+        )
+    return Ramp(
+        d.batch_rows, start=d.ramp_from_rows, over=d.ramp_tokens, length=d.sequence_length,
+        multiple=d.micro_rows * data_ranks,
+    )  # fmt: skip

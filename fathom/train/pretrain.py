@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from tokenizers import Tokenizer as Backend
+from torch import Tensor
 
 from fathom.checkpoint.reader import load_model
-from fathom.checkpoint.writer import save_model
+from fathom.checkpoint.store import Store, read_whole
+from fathom.checkpoint.store_format import read_index
+from fathom.checkpoint.writer import SaveDtype, save_model
 from fathom.config import ModelConfig
+from fathom.model.moe import Gate
 from fathom.model.transformer import DeepseekV3
-from fathom.runtime import UserError, pick_device
-from fathom.text.dataset import Array, Batch, PackedDataset, open_streams, tokenize
+from fathom.parallel.mesh import Mesh
+from fathom.runtime import UserError, read_json
+from fathom.text.dataset import Batch, PackedDataset, open_streams, tokenize
+from fathom.text.packed import Noise
+from fathom.text.prefetch import Prefetched
+from fathom.text.ramp import Ramp
+from fathom.text.shards import require_tokens, stored_weights
 from fathom.text.tokenizer import Tokenizer
 from fathom.train.config import TrainConfig
-from fathom.train.evaluate import bits_per_byte
-from fathom.train.loop import Trainer
+from fathom.train.evaluate import Nats, bits_per_byte
+from fathom.train.loop import Data, Trainer, ramp_of
 
 
 def start_model(config: TrainConfig) -> DeepseekV3:
-    """Fresh weights from the seed, or those of `run.init_from`, in FP32."""
+    """The weights of `run.init_from` in FP32, or a model without memory: each rank makes its part of it (parts.py)."""
     if config.run.init_from:
         return load_model(config.run.init_from, dtype="float32")
-    generator = torch.Generator().manual_seed(config.run.seed)
-    return DeepseekV3(config.model_config()).init_weights(generator).to(pick_device())
+    return DeepseekV3(config.model_config(), device="meta")
 
 
 def open_tokenizer(config: TrainConfig, model: ModelConfig) -> Tokenizer:
@@ -42,8 +50,7 @@ def open_tokenizer(config: TrainConfig, model: ModelConfig) -> Tokenizer:
 
 
 def token_stream(config: TrainConfig, model: ModelConfig, jsonl: str, out: Path) -> Path:
-    """Tokenise a JSONL file of documents into `out` once; returns `out`."""
-    open_tokenizer(config, model)
+    """Tokenise a JSONL file of documents into `out` once and return `out`; a folder holds shards already."""
     backend = Backend.from_file(str(Path(config.data.tokenizer) / "tokenizer.json"))
 
     def encode_batch(texts: list[str]) -> list[list[int]]:
@@ -52,6 +59,9 @@ def token_stream(config: TrainConfig, model: ModelConfig, jsonl: str, out: Path)
     if model.bos_token_id is None or not model.eos_token_id:
         raise UserError("documents are separated by BOS and EOS: set model.bos_token_id and model.eos_token_id")
     bos = model.bos_token_id
+    if Path(jsonl).is_dir():
+        require_tokens(jsonl, bos, model.eos_token_id[0], model.vocab_size)
+        return Path(jsonl)
     tokenize(Path(jsonl), out, encode_batch, bos, model.eos_token_id[0], model.vocab_size)
     return out
 
@@ -59,7 +69,7 @@ def token_stream(config: TrainConfig, model: ModelConfig, jsonl: str, out: Path)
 class Staged:
     """Short rows first, long rows from step `switch` on, so that the whole context is seen before the run ends."""
 
-    def __init__(self, short: PackedDataset, long: PackedDataset, switch: int) -> None:
+    def __init__(self, short: Data, long: Data, switch: int) -> None:
         self.short, self.long, self.switch = short, long, switch
 
     def batch(self, step: int) -> Batch:
@@ -67,41 +77,74 @@ class Staged:
         return (self.short if step < self.switch else self.long).batch(step)
 
 
-def batches(config: TrainConfig, streams: dict[str, Array]) -> PackedDataset | Staged:
-    """The data of a whole pretraining run."""
+def batches(config: TrainConfig, folder: Path, tokenizer: Tokenizer, ramp: Ramp) -> Prefetched:
+    """The data of a whole pretraining run, from token shards."""
     d, seed = config.data, config.run.seed
-    weights = d.weights or None
-    short = PackedDataset(streams, rows=d.batch_rows, length=d.sequence_length, seed=seed, weights=weights)
+    noise = Noise.of(tokenizer, d.fim_rate, d.split_rate)
+    streams, weights = open_streams(folder), d.weights or stored_weights(folder) or None
+
+    def packed(rows: int | Ramp, length: int, seed: int) -> PackedDataset:
+        return PackedDataset(streams, rows=rows, length=length, seed=seed, weights=weights, noise=noise)
+
+    short = packed(ramp, d.sequence_length, seed)
     if not d.long_length:
-        return short
+        return Prefetched(short, d.workers)
     rows, left = divmod(d.batch_rows * d.sequence_length, d.long_length)
     if rows < 1 or left:
         raise UserError(
             f"data.long_length {d.long_length} does not divide the {d.batch_rows * d.sequence_length} tokens of a step"
         )
-    long = PackedDataset(streams, rows=rows, length=d.long_length, seed=seed + 1, weights=weights)
-    return Staged(short, long, round(config.run.steps * (1 - d.long_fraction)))
+    long = packed(rows, d.long_length, seed + 1)
+    return Prefetched(Staged(short, long, round(config.run.steps * (1 - d.long_fraction))), d.workers)
 
 
-def pretrain(config: TrainConfig) -> Path:
+def pretrain(config: TrainConfig, mesh: Mesh | None = None, tick: Callable[[], None] = lambda: None) -> Path:
     """Train to the end (or resume); returns the folder of the exported checkpoint."""
     out, d = Path(config.run.out), config.data
     model = start_model(config)
-    streams = open_streams(token_stream(config, model.config, d.train, out / "tokens" / "train"))
-    data = batches(config, streams)
+    tokenizer = open_tokenizer(config, model.config)
+    shards = token_stream(config, model.config, d.train, out / "tokens" / "train")
     heldout = token_stream(config, model.config, d.heldout, out / "tokens" / "heldout") if d.heldout else None
 
-    def evaluate(model: DeepseekV3) -> dict[str, float]:
+    def evaluate(nats: Nats) -> dict[str, float]:
         assert heldout is not None
-        return bits_per_byte(model, heldout, rows=config.run.eval_rows, length=d.sequence_length)
+        return bits_per_byte(nats, heldout, rows=config.run.eval_rows, length=d.sequence_length)
 
-    trainer = Trainer(config, model, data, evaluate if heldout else None)
-    trainer.train()
-    return export(config, trainer.model)
+    with batches(config, shards, tokenizer, ramp_of(config, mesh.data.size if mesh else 1)) as data:
+        trainer = Trainer(config, model, data, evaluate if heldout else None, mesh=mesh, tick=tick)
+        trainer.train()
+    return export(trainer)
 
 
-def export(config: TrainConfig, model: DeepseekV3) -> Path:
-    """Write the trained model as FP32 checkpoint with its tokenizer beside it."""
+def export(trainer: Trainer) -> Path:
+    """The trained model as FP32 checkpoint with its tokenizer beside it; rank 0 writes, from the last checkpoint."""
+    config, mesh = trainer.config, trainer.mesh
     folder = Path(config.run.out) / "export"
-    save_model(model, folder, dtype="fp32", side_files_from=config.data.tokenizer, overwrite=True)
+    if mesh.rank == 0:
+        export_run(Path(config.run.out), folder, dtype="fp32")
+    mesh.world.agree(0)  # the others wait until it is there
+    return folder
+
+
+def export_run(run: Path, folder: Path, *, dtype: SaveDtype, step: int | None = None, ema: bool = False) -> Path:
+    """A checkpoint of a run (default: the newest), whatever layout wrote it, as model folder in Hugging Face layout."""
+    config = TrainConfig.from_dict(read_json(run / "config.json"))
+    store = Store(run / "checkpoints", None, keep=config.run.keep_checkpoints, best="heldout")
+    step = store.latest() if step is None else step
+    if step is None:
+        raise UserError(f"{run} has no complete checkpoint yet")
+    path = store.folder / f"step-{step:08d}"
+    index = read_index(path)
+    if index is None:
+        raise UserError(f"{path} is not a complete checkpoint; complete ones: {store.steps()}")
+    saved = ModelConfig.from_dict(index.extra["model"])
+    model = DeepseekV3(saved, device="meta").to_empty(device="cpu")
+    own: dict[str, Tensor] = {f"{'ema' if ema else 'model'}.{n}": p for n, p in model.named_parameters()}
+    gates_of = [m for m in model.modules() if isinstance(m, Gate) and m.config.has_router_bias]
+    own |= {f"router_bias.{i}": gate.e_score_correction_bias for i, gate in enumerate(gates_of)}
+    if ema and not config.optim.ema_decay:
+        raise UserError(f"{run} kept no average of its weights (optim.ema_decay is 0); leave --ema out")
+    for name, tensor in read_whole(path, list(own)):  # refuses a checkpoint that lacks one of them
+        own[name].detach().copy_(tensor.view_as(own[name]))
+    save_model(model, folder, dtype=dtype, side_files_from=config.data.tokenizer, overwrite=True)
     return folder

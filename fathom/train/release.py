@@ -31,7 +31,7 @@ from fathom.text.chat import BUILTIN, ChatTemplate
 from fathom.text.dataset import open_streams, read_jsonl
 from fathom.text.tokenizer import Tokenizer
 from fathom.train.config import TrainConfig
-from fathom.train.evaluate import bits_per_byte
+from fathom.train.evaluate import bits_per_byte, nats_of
 
 SAMPLE_PROMPTS = (
     "Hello! Who are you?",
@@ -93,8 +93,8 @@ def measure(model: DeepseekV3, config: TrainConfig, pretrain_run: Path, folder: 
     samples = [(p, llm.chat([{"role": "user", "content": p}], greedy)[0].outputs[0].text) for p in SAMPLE_PROMPTS]
     pretrained = load_model(pretrain_run / "export", dtype="float32")
     return {
-        "before": bits_per_byte(pretrained, heldout, rows=10**6, length=length),
-        "after": bits_per_byte(model, heldout, rows=10**6, length=length),
+        "before": bits_per_byte(nats_of(pretrained), heldout, rows=10**6, length=length),
+        "after": bits_per_byte(nats_of(model), heldout, rows=10**6, length=length),
         "acceptance_chat": chat,
         "acceptance_text": texts,
         "load": [round(float(r), 2) for r in ratio],

@@ -6,18 +6,18 @@ end token; not on system and user text, nor on the tokens that open a turn.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from fathom.model.transformer import DeepseekV3
+from fathom.parallel.mesh import Mesh
 from fathom.runtime import UserError, progress
 from fathom.text.chat import ChatTemplate
 from fathom.text.chat_messages import normalize_messages
 from fathom.text.dataset import IGNORE, DialogueDataset, Sample, read_jsonl
 from fathom.text.tokenizer import Tokenizer
 from fathom.train.config import TrainConfig
+from fathom.train.evaluate import Nats
 from fathom.train.loop import Trainer
 from fathom.train.pretrain import export, open_tokenizer, start_model
 
@@ -59,20 +59,17 @@ def load_samples(path: str, template: ChatTemplate, tokenizer: Tokenizer) -> lis
     return samples
 
 
-@torch.no_grad()
-def heldout_loss(model: DeepseekV3, data: DialogueDataset, batches: int) -> dict[str, float]:
+def heldout_loss(nats: Nats, data: DialogueDataset, batches: int) -> dict[str, float]:
     """Mean loss of the assistant's tokens on held-out dialogues, in nats; "mean" for the progress line."""
     total, tokens = 0.0, 0
     for step in range(min(batches, data.steps_per_epoch)):
-        batch = data.batch(step).to(model.embed_tokens.weight.device)
-        h = model.hidden(batch.tokens, segments=batch.segments)
-        weight = model.lm_head.weight.float()
-        total += float(model.ops.linear_cross_entropy(h.flatten(0, 1).float(), weight, batch.labels.flatten()))
+        batch = data.batch(step)
+        total += nats(batch)
         tokens += int((batch.labels != IGNORE).sum())
     return {"mean": total / max(tokens, 1)}
 
 
-def sft(config: TrainConfig) -> Path:
+def sft(config: TrainConfig, mesh: Mesh | None = None, tick: Callable[[], None] = lambda: None) -> Path:
     """Train to the end (or resume); returns the folder of the exported checkpoint."""
     d, run = config.data, config.run
     if not run.init_from:
@@ -88,10 +85,11 @@ def sft(config: TrainConfig) -> Path:
 
     heldout = dataset(d.heldout) if d.heldout else None
 
-    def evaluate(model: DeepseekV3) -> dict[str, float]:
+    def evaluate(nats: Nats) -> dict[str, float]:
         assert heldout is not None
-        return heldout_loss(model, heldout, run.eval_rows)
+        return heldout_loss(nats, heldout, run.eval_rows)
 
-    trainer = Trainer(config, model, dataset(d.train), evaluate if heldout else None, unit="nats/answer token")
+    unit = "nats/answer token"
+    trainer = Trainer(config, model, dataset(d.train), evaluate if heldout else None, unit=unit, mesh=mesh, tick=tick)
     trainer.train()
-    return export(config, trainer.model)
+    return export(trainer)

@@ -26,6 +26,7 @@ def curves(changes: dict[str, Any] | None = None, steps: int = STEPS) -> dict[st
         trainer = make_trainer(make_config(out, changes))
         trainer.model.train()
         records = [trainer.step() for _ in range(steps)]
+        trainer.store.wait()  # it writes into the folder that goes away
     return {name: [r[name] for r in records] for name in CURVES}
 
 

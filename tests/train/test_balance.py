@@ -11,8 +11,18 @@ from tiny_run import make_config, make_model, make_trainer
 
 from fathom.model.moe import Gate, Routing
 from fathom.text.dataset import Batch
-from fathom.train.balance import expert_load, gates, max_over_mean, sequence_balance_loss, update_bias
+from fathom.train.balance import (
+    batch_balance_loss,
+    dead_experts,
+    expert_load,
+    gates,
+    max_over_mean,
+    max_violation,
+    sequence_balance_loss,
+    update_bias,
+)
 from fathom.train.loop import Trainer
+from fathom.train.objective import Weights, whole_loss
 
 
 def routing(scores: torch.Tensor, top_k: int = 2) -> Routing:
@@ -47,16 +57,19 @@ def test_load_counts_every_choice_and_no_padding() -> None:
     assert expert_load(r).tolist() == [1, 2, 1, 2]
     keep = torch.tensor([[True, True, False, False]])  # one longer than the routing, as for an MTP module
     assert expert_load(r, keep).tolist() == [1, 2, 1, 0]
-    assert max_over_mean(torch.tensor([4, 0, 2, 2])) == 2.0
+    assert max_over_mean(torch.tensor([4, 0, 2, 2])) == 2.0 and max_violation(torch.tensor([4, 0, 2, 2])) == 1.0
+    assert dead_experts(torch.tensor([4, 0, 2, 0])) == 2
 
 
 def test_gates_come_in_the_order_of_the_forward_pass(tmp_path: Path) -> None:
     trainer = make_trainer(make_config(tmp_path, num_nextn_predict_layers=2))
     called: list[Gate] = []
-    for gate in trainer.gates:
+    found = gates(trainer.model)
+    for gate in found:
         gate.register_forward_hook(lambda module, *_: called.append(module))
     trainer.step()
-    assert len(trainer.gates) == 4 and called[:4] == trainer.gates
+    assert len(found) == 4 and called[:4] == found == list(trainer.parts.gates.values())
+    assert list(trainer.parts.gates) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("micro_rows", [2, 8])
@@ -67,7 +80,7 @@ def test_the_update_sees_the_whole_batch(tmp_path: Path, micro_rows: int) -> Non
     h = trainer.model.hidden(batch.tokens, record=record)
     trainer.model.mtp_hidden(h, batch.tokens, 0, record=record)
     trainer.step()
-    for gate, r in zip(trainer.gates, record, strict=True):
+    for gate, r in zip(trainer.parts.gates.values(), record, strict=True):
         load = [int((r.indices == e).sum()) for e in range(8)]
         mean = sum(load) / 8
         wanted = [0.01 if x < mean else -0.01 if x > mean else 0.0 for x in load]
@@ -79,7 +92,7 @@ def test_gamma_stops_late(tmp_path: Path) -> None:
     biases = []
     for _ in range(4):
         trainer.step()
-        biases.append(torch.stack([g.e_score_correction_bias.clone() for g in trainer.gates]))
+        biases.append(torch.stack([g.e_score_correction_bias.clone() for g in trainer.parts.gates.values()]))
     assert not torch.equal(biases[0], biases[1])
     assert torch.equal(biases[1], biases[2]) and torch.equal(biases[2], biases[3])
 
@@ -92,7 +105,7 @@ def test_bias_balances_a_skewed_router(tmp_path: Path) -> None:
         trainer = make_trainer(make_config(tmp_path / str(gamma), changes))
         with torch.no_grad():
             trainer.model.embed_tokens.weight += 0.2  # all tokens share a direction,
-            for gate in trainer.gates:
+            for gate in trainer.parts.gates.values():
                 gate.weight[:3] += 0.01  # which three experts like
         return trainer
 
@@ -149,18 +162,73 @@ def test_a_planted_bias_changes_selection_and_not_the_loss(tmp_path: Path) -> No
 
 def test_alpha_scales_with_the_share_of_the_batch(tmp_path: Path) -> None:
     """Micro-batches of a step add up to the mean over all its sequences."""
-    from fathom.train.objective import losses
-
     trainer = make_trainer(make_config(tmp_path))
     batch = trainer.data.batch(0)
 
-    def balance(part: Batch, share: float) -> float:
-        totals = [
-            losses(trainer.model, part, trained_tokens=1, share=share, mtp_lambda=0.3, alpha=a).total.item()
-            for a in (0, 1000)
-        ]
+    def balance(part: Batch) -> float:
+        totals = [whole_loss(trainer.model, part, Weights(1, 8, 0.3, alpha), []).total.item() for alpha in (0, 1000)]
         return totals[1] - totals[0]
 
-    parts = sum(balance(batch.rows(i, i + 2), 0.25) for i in range(0, 8, 2))
-    assert parts == pytest.approx(balance(batch, 1.0), rel=1e-4)
+    parts = sum(balance(batch.rows(i, i + 2)) for i in range(0, 8, 2))
+    assert parts == pytest.approx(balance(batch), rel=1e-4)
     assert parts == pytest.approx(3 * 1000, rel=0.3)  # three routers, each near 1
+
+
+# ---- what both replace: an auxiliary loss over the tokens of a micro-batch
+
+
+def test_the_batch_loss_is_the_definition_over_all_tokens() -> None:
+    mine, naive = (random_scores(3, 7, 8).requires_grad_() for _ in range(2))
+    one = batch_balance_loss(routing(mine), 2)
+    other = sequence_balance(naive.flatten(0, 1)[None], 2)
+    assert one.item() == pytest.approx(other.item(), rel=1e-6)
+    one.backward()
+    other.backward()
+    torch.testing.assert_close(mine.grad, naive.grad)
+
+
+def test_sequences_may_specialise_within_a_batch() -> None:
+    """What the sequence-wise loss punishes by a factor, costs nothing here."""
+    scores = torch.full((4, 6, 4), 0.01)
+    for row in range(4):
+        scores[row, :, row] = 0.9
+    assert batch_balance_loss(routing(scores, 1), 1).item() == pytest.approx(1.0)
+    assert sequence_balance_loss(routing(scores, 1), 1).item() > 3
+
+
+def test_methods(tmp_path: Path) -> None:
+    """aux and none leave the router bias alone; aux adds its loss to the gradient, none adds nothing."""
+    changes = {"balance.alpha": 0.0, "data.micro_rows": 8, "optim.clip_norm": 1e9, "balance.aux_alpha": 0.5}
+    trainers = {
+        method: make_trainer(make_config(tmp_path / method, changes | {"balance.method": method}))
+        for method in ("bias", "aux", "none")
+    }
+    batch = trainers["none"].data.batch(0)
+    gradients = {}
+    for method, trainer in trainers.items():
+        seen: dict[str, torch.Tensor] = {}
+        reduce = trainer.zero.reduce
+
+        def spy(model=trainer.model, seen=seen, reduce=reduce):  # type: ignore[no-untyped-def]
+            reduce()
+            seen |= {n: p.grad.clone() for n, p in model.named_parameters()}
+
+        trainer.zero.reduce = spy  # type: ignore[method-assign]
+        record = trainer.step()
+        assert record["gamma"] == (0.01 if method == "bias" else 0.0)
+        moved = [bool(gate.e_score_correction_bias.any()) for gate in trainer.parts.gates.values()]
+        assert moved == [method == "bias"] * 3
+        gradients[method] = seen
+    assert all(torch.equal(g, gradients["none"][n]) for n, g in gradients["bias"].items())
+    model = make_model(make_config(tmp_path))
+    record_list: list[Routing] = []
+    h = model.hidden(batch.tokens, record=record_list)
+    model.mtp_hidden(h, batch.tokens, 0, record=record_list)
+    (0.5 * torch.stack([batch_balance_loss(r, 2) for r in record_list]).sum()).backward()
+    for name, p in model.named_parameters():
+        if p.grad is not None:
+            difference = gradients["aux"][name] - gradients["none"][name]
+            size = float(gradients["aux"][name].abs().max())
+            torch.testing.assert_close(difference, p.grad, rtol=1e-3, atol=1e-5 * size, msg=name)
+    gate = "layers.1.mlp.gate.weight"
+    assert float((gradients["aux"][gate] - gradients["none"][gate]).abs().max()) > 1e-3

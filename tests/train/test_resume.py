@@ -8,15 +8,17 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from tiny_run import STEPS, make_config, make_model, make_trainer
+from torch import Tensor
 
+from fathom.checkpoint.store import Store, read_whole
+from fathom.checkpoint.store_format import read_index
 from fathom.runtime import UserError
-from fathom.train import loop, state
-from fathom.train.optimizer import make_optimizer
+from fathom.train import config as config_module
 
 
 def lives(out: Path, *events: str) -> list[str]:
@@ -28,31 +30,44 @@ def lives(out: Path, *events: str) -> list[str]:
 
 def log(out: Path) -> list[dict[str, object]]:
     records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in r.items() if k != "tokens_per_second"} for r in records]
+    return [{k: v for k, v in r.items() if k not in ("tokens_per_second", "flops_share")} for r in records]
+
+
+def steps_of(out: Path) -> list[int]:
+    return Store(out / "checkpoints", None, keep=9, best="heldout").steps()
+
+
+def state_of(out: Path, step: int = STEPS) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """All tensors and all else of a checkpoint; where the run lies does not count."""
+    folder = out / f"checkpoints/step-{step:08d}"
+    index = read_index(folder)
+    assert index is not None and index.step == step
+    extra = dict(index.extra)
+    extra["config"]["run"].pop("out")
+    return dict(read_whole(folder)), extra
 
 
 def assert_same_end(out: Path, whole: Path) -> None:
-    end = f"checkpoints/step-{STEPS:08d}"
-    for file in ("model.safetensors", "optimizer.safetensors"):
-        mine, theirs = load_file(out / end / file), load_file(whole / end / file)
-        assert mine.keys() == theirs.keys()
-        different = [name for name in mine if not torch.equal(mine[name], theirs[name])]
-        assert not different
-    assert (out / end / "state.json").read_text() == (whole / end / "state.json").read_text()
+    (mine, extra), (theirs, their_extra) = state_of(out), state_of(whole)
+    assert mine.keys() == theirs.keys()
+    different = [name for name in mine if not torch.equal(mine[name], theirs[name])]
+    assert not different
+    assert extra == their_extra
     assert log(out) == log(whole)
 
 
 def test_a_checkpoint_holds_all_that_matters(whole_run: Path) -> None:
-    end = whole_run / f"checkpoints/step-{STEPS:08d}"
-    weights, moments = load_file(end / "model.safetensors"), load_file(end / "optimizer.safetensors")
+    tensors, extra = state_of(whole_run)
     model = make_model(make_config(whole_run))
-    assert weights.keys() == model.state_dict().keys()
-    biases = [t for name, t in weights.items() if name.endswith("e_score_correction_bias")]
-    assert len(biases) == 3 and all(b.any() for b in biases)  # two main MoE layers and the MTP module
-    assert moments.keys() == {
-        f"{n}/{k}" for n, _ in model.named_parameters() for k in ("step", "exp_avg", "exp_avg_sq")
-    }
-    assert all(t.dtype == torch.float32 for t in (*weights.values(), *moments.values()))
+    weights = {n: p.shape for n, p in model.named_parameters()}
+    wanted = {f"model.{n}": shape for n, shape in weights.items()}
+    wanted |= {f"optim.{n}.{k}": shape for n, shape in weights.items() for k in ("m", "v")}
+    wanted |= {f"router_bias.{i}": torch.Size([8]) for i in range(3)}  # two main MoE layers and the MTP module
+    assert {n: t.shape for n, t in tensors.items()} == wanted
+    assert all(tensors[f"router_bias.{i}"].any() for i in range(3))
+    assert all(t.dtype == torch.float32 for t in tensors.values())
+    assert (extra["tokens"], extra["updates"]) == (STEPS * 8 * 16, STEPS)
+    assert extra["model"] == model.config.to_dict()
     assert [r["step"] for r in log(whole_run)] == list(range(1, STEPS + 1))
 
 
@@ -60,8 +75,7 @@ def test_killed_and_resumed_equals_uninterrupted(whole_run: Path, tmp_path: Path
     out, killed, stopped = tmp_path / "run", random.randrange(3, 20), random.randrange(31, 39)
     ends = lives(out, f"kill:{killed}", "save:30", f"term:{stopped}")
     assert ends == ["-9", "-9", "130"], (killed, stopped)
-    newest = state.complete(out / "checkpoints")[-1]
-    assert newest.name == f"step-{stopped + 1:08d}"  # SIGTERM finishes its step, saves and leaves
+    assert steps_of(out)[-1] == stopped + 1  # SIGTERM finishes its step, saves and leaves
     assert not list((out / "checkpoints").glob(".*"))  # the half-written one is cleaned up
     make_trainer(make_config(out)).train()
     assert_same_end(out, whole_run)
@@ -72,6 +86,7 @@ def test_killed_before_the_first_checkpoint(whole_run: Path, tmp_path: Path) -> 
     out = tmp_path / "run"
     make_trainer(make_config(out))._claim_folder()
     trainer = make_trainer(make_config(out))
+    torch.set_flush_denormal(True)  # as train() does
     for _ in range(3):
         trainer.step()
     with open(out / "log.jsonl", "a") as file:
@@ -84,36 +99,36 @@ def test_disk_full(whole_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     message, code = lives(out, "full:15")
     assert code == "2" and "cannot write checkpoint" in message and "step-00000020" in message and "free" in message
-    assert [p.name for p in (out / "checkpoints").iterdir()] == ["step-00000010"]
+    assert [p.name for p in (out / "checkpoints").glob("step-*")] == ["step-00000010"] and steps_of(out) == [10]
     make_trainer(make_config(out)).train()
     assert_same_end(out, whole_run)
 
 
 def test_no_room_is_known_before_writing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("fathom.runtime.disk_free", lambda path: 1000)
-    model = make_model(make_config(tmp_path))
+    trainer = make_trainer(make_config(tmp_path))
     with pytest.raises(UserError, match="free"):
-        state.save(tmp_path, model, make_optimizer(model, make_config(tmp_path).optim), state.Progress(1, 1), 2)
-    assert not list(tmp_path.iterdir())
+        trainer.save(wait=True)
+    assert not list(tmp_path.rglob("*.safetensors")) and steps_of(tmp_path) == []
 
 
 def test_half_written_checkpoints_are_ignored(whole_run: Path, tmp_path: Path) -> None:
     out = copy(whole_run, tmp_path)
     for name in (".step-00000060.tmp", "step-00000070"):
         (out / "checkpoints" / name).mkdir()
-        (out / "checkpoints" / name / "model.safetensors").write_bytes(b"half")
+        (out / "checkpoints" / name / "rank-00000.safetensors").write_bytes(b"half")
     trainer = make_trainer(make_config(out))
     trainer.train()
-    assert trainer.progress.step == STEPS
+    assert trainer.step_done == STEPS
 
 
 def test_keep_checkpoints(whole_run: Path, tmp_path: Path) -> None:
-    assert [p.name for p in state.complete(whole_run / "checkpoints")] == ["step-00000040", "step-00000050"]
+    assert steps_of(whole_run) == [40, 50]
     make_trainer(make_config(tmp_path, {"run.keep_checkpoints": 3, "run.steps": 5, "run.checkpoint_every": 1})).train()
-    assert [p.name[-1] for p in state.complete(tmp_path / "checkpoints")] == ["3", "4", "5"]
+    assert steps_of(tmp_path) == [3, 4, 5]
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("file", ["rank-00000.safetensors", "rank-00000.json", "index.json"])
 @pytest.mark.parametrize("damage", ["cut", "garbage", "missing", "empty"])
 def test_a_damaged_checkpoint_is_named(whole_run: Path, tmp_path: Path, file: str, damage: str) -> None:
     out = copy(whole_run, tmp_path)
@@ -126,28 +141,28 @@ def test_a_damaged_checkpoint_is_named(whole_run: Path, tmp_path: Path, file: st
     if damage == "missing":
         path.unlink()
     trainer = make_trainer(make_config(out))
-    if file == "state.json" and damage == "missing":  # counts as half-written
+    if damage == "missing":  # counts as half-written
         trainer.train()
     else:
         with pytest.raises(UserError) as error:
             trainer.train()
-        assert str(newest) in str(error.value) and "remove it" in str(error.value)
+        assert str(newest) in str(error.value) and f"remove {newest}" in str(error.value)
         shutil.rmtree(newest)
         make_trainer(make_config(out)).train()
     assert_same_end(out, whole_run)
 
 
 def test_a_checkpoint_of_another_model_is_refused(whole_run: Path) -> None:
-    config = make_config(whole_run, moe_intermediate_size=32)
-    model = make_model(config)
+    trainer = make_trainer(make_config(whole_run, moe_intermediate_size=32))
     with pytest.raises(UserError, match="another model"):
-        state.load(whole_run / "checkpoints/step-00000050", model, make_optimizer(model, config.optim))
+        trainer.resume(STEPS)
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [("optim.peak_lr", 1e-3), ("run.steps", 60), ("run.seed", 4), ("data.batch_rows", 4), ("balance.gamma", 0.0),
-     ("data.weights", {"first": 2.0}), ("model.vocab_size", 256)],
+     ("data.weights", {"first": 2.0}), ("model.vocab_size", 256), ("precision.gemm", "bf16"),
+     ("optim.moments", "bf16"), ("balance.method", "aux"), ("data.fim_rate", 0.1)],
 )  # fmt: skip
 def test_another_config_is_refused(whole_run: Path, tmp_path: Path, key: str, value: object) -> None:
     out = copy(whole_run, tmp_path)
@@ -161,7 +176,8 @@ def test_another_config_is_refused(whole_run: Path, tmp_path: Path, key: str, va
 def test_what_may_change_between_start_and_resume(whole_run: Path, tmp_path: Path) -> None:
     out = copy(whole_run, tmp_path)
     free = {"run.checkpoint_every": 7, "run.keep_checkpoints": 1, "run.eval_every": 9, "run.log_every": 5,
-            "run.eval_rows": 3, "data.train": "elsewhere.jsonl"}  # fmt: skip
+            "run.eval_rows": 3, "data.train": "elsewhere.jsonl", "data.workers": 2, "precision.recompute": "block",
+            "parallel.schedule": "gpipe", "parallel.dispatch": "fp32"}  # fmt: skip
     make_trainer(make_config(out, free)).train()
 
 
@@ -179,12 +195,15 @@ def test_tied_embeddings_survive(tmp_path: Path) -> None:
     first.train()
     again = make_trainer(config)
     again._claim_folder()
-    assert again.progress.step == 2 and again.model.lm_head.weight is again.model.embed_tokens.weight
+    assert again.step_done == 2 and again.model.lm_head.weight is again.model.embed_tokens.weight
     assert torch.equal(again.model.lm_head.weight, first.model.lm_head.weight)
 
 
 def test_differences_are_dotted() -> None:
-    assert loop.differences({"a": 1, "b": {"c": 1, "d": 2}}, {"a": 1, "b": {"c": 2, "d": 2}, "e": 0}) == ["b.c", "e"]
+    assert config_module.differences({"a": 1, "b": {"c": 1, "d": 2}}, {"a": 1, "b": {"c": 2, "d": 2}, "e": 0}) == [
+        "b.c",
+        "e",
+    ]
 
 
 def copy(run: Path, tmp_path: Path) -> Path:

@@ -11,10 +11,18 @@ from typing import Any
 
 import pytest
 import torch
+from parallel.distributed import run
+from parallel_bodies import command
 from tiny_run import MODEL
 
 from fathom import cli
 from fathom.checkpoint.reader import load_model, open_checkpoint
+from fathom.checkpoint.store import read_whole
+from fathom.runtime import UserError
+from fathom.text.tokenizer import Tokenizer
+from fathom.train.balance import gates
+from fathom.train.loop import ramp_of
+from fathom.train.pretrain import export_run
 from fathom.train.release import SAMPLE_PROMPTS
 
 SENTENCE = "the little fish swims in the deep sea and the little bird sings all day long"
@@ -58,8 +66,9 @@ class Workshop:
             "optim": {"peak_lr": 5e-3, "warmup_steps": 2},
             "run": {
                 "out": f"{self.folder}/{kind}", "steps": 6, "eval_every": 3, "eval_rows": 2, "checkpoint_every": 4,
-                "log_every": 1, "precision": "fp32", **run,
+                "log_every": 1, **run,
             },
+            "precision": {"gemm": "fp32"},
         }  # fmt: skip
         lines = [
             f"[{t}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in keys.items()) for t, keys in tables.items()
@@ -97,14 +106,52 @@ def test_pretraining(done: Workshop) -> None:
 
 
 def test_the_export_is_the_last_checkpoint(done: Workshop) -> None:
-    from safetensors.torch import load_file
-
     for kind in ("pretrain", "sft"):
         model = load_model(done.folder / kind / "export", dtype="float32")
-        newest = load_file(done.folder / kind / "checkpoints" / "step-00000006" / "model.safetensors")
-        assert model.state_dict().keys() == newest.keys()
-        assert all(torch.equal(t, newest[n]) for n, t in model.state_dict().items())
+        newest = dict(read_whole(done.folder / kind / "checkpoints" / "step-00000006"))
+        mine = {f"model.{n}": p.detach() for n, p in model.named_parameters()}
+        mine |= {f"router_bias.{i}": gate.e_score_correction_bias for i, gate in enumerate(gates(model))}
+        assert mine.keys() == {n for n in newest if not n.startswith("optim.")}
+        assert all(torch.equal(t, newest[n]) for n, t in mine.items()) and len(gates(model)) == 3
         assert (done.folder / kind / "export" / "tokenizer.json").exists()
+
+
+def test_several_processes(done: Workshop, tmp_path: Path) -> None:
+    """What torchrun starts: the same command on every rank trains together, resumes one process's run, exports once."""
+    argv = ["train", "pretrain", str(done.folder / "pretrain.toml"), "--parallel.expert", "2", "--run.out"]
+    ended = run(2, command, *argv, str(tmp_path / "two"), folder=tmp_path, limit=300.0)
+    assert [rank.code for rank in ended.values()] == [0, 0], ended
+    assert ended[0].err.count("done: ") == 1 and ended[1].err == "" and "step      6/6" in ended[0].err
+    log = [json.loads(line) for line in (tmp_path / "two" / "log.jsonl").read_text().splitlines()]
+    for mine, theirs in zip(log, done.log("pretrain"), strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+        assert mine.get("heldout") == pytest.approx(theirs.get("heldout"), abs=2e-4)
+    one, two = (
+        load_model(folder / "export", dtype="float32") for folder in (done.folder / "pretrain", tmp_path / "two")
+    )
+    assert all(torch.allclose(a, b, atol=1e-3) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def test_a_mistake_is_said_once(done: Workshop, tmp_path: Path) -> None:
+    argv = ["train", "pretrain", str(done.folder / "pretrain.toml"), "--run.out", str(tmp_path / "run")]
+    ended = run(2, command, *argv, "--parallel.pipeline", "3", folder=tmp_path, limit=300.0)
+    assert [rank.code for rank in ended.values()] == [2, 2]
+    assert ended[0].err.count("fathom: error: ") == 1 and "parallel.pipeline 3" in ended[0].err and not ended[1].err
+
+
+def test_any_checkpoint_can_be_exported(done: Workshop, tmp_path: Path) -> None:
+    run = done.folder / "pretrain"
+    folder = export_run(run, tmp_path / "fourth", dtype="fp32", step=4)
+    older = dict(read_whole(run / "checkpoints" / "step-00000004"))
+    head = load_model(folder, dtype="float32").lm_head.weight
+    assert torch.equal(head, older["model.lm_head.weight"])
+    assert not torch.equal(head, load_model(run / "export", dtype="float32").lm_head.weight)
+    with pytest.raises(UserError, match=r"kept no average .*optim\.ema_decay"):
+        export_run(run, tmp_path / "average", dtype="fp32", ema=True)
+    with pytest.raises(UserError, match="no complete checkpoint"):
+        export_run(
+            shutil.copytree(run, tmp_path / "run", ignore=lambda *_: ["checkpoints"]), tmp_path / "x", dtype="fp32"
+        )
 
 
 def test_sft_starts_from_the_pretrained_weights(done: Workshop) -> None:
@@ -135,31 +182,38 @@ def test_a_finished_run_runs_again_without_a_step(done: Workshop, capsys: pytest
     assert done.train("pretrain") == 0
     assert (done.folder / "pretrain" / "log.jsonl").read_bytes() == before
     err = capsys.readouterr().err
-    assert "resumed from" in err and "step-00000006" in err and "done:" in err
+    assert "resumed from" in err and "at step 6" in err and "done:" in err
 
 
 def test_long_rows_come_last(done: Workshop) -> None:
     """Twice as long, half as many, from the switch on; a batch is still a pure function of the step."""
-    from fathom.text.dataset import digest, open_streams
+    from fathom.text.dataset import digest
     from fathom.train.config import TrainConfig
     from fathom.train.pretrain import batches
 
     recipe = TrainConfig.from_toml(done.folder / "pretrain.toml")
     late = {"long_length": 32, "long_fraction": 0.5}
     config = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, **late))
-    streams = open_streams(done.folder / "pretrain" / "tokens" / "train")
-    plain, staged, again = batches(recipe, streams), batches(config, streams), batches(config, streams)
+    tokens = done.folder / "pretrain" / "tokens" / "train"
+    tokenizer = Tokenizer.from_pretrained(done.folder / "tokenizer")
+    plain, staged, again = (batches(c, tokens, tokenizer, ramp_of(c, 1)) for c in (recipe, config, config))
     assert [tuple(staged.batch(i).tokens.shape) for i in range(6)] == [(4, 16)] * 3 + [(2, 32)] * 3
     assert [digest(again.batch(i)) for i in (5, 0, 3)] == [digest(staged.batch(i)) for i in (5, 0, 3)]
     assert digest(staged.batch(2)) == digest(plain.batch(2))
 
 
 def test_dry_run(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
-    assert workshop.train("pretrain", "--dry-run", "--run.steps", "10", "--balance.gamma", "0") == 0
+    """The resolved recipe and what it would take; nothing is read or written."""
+    flags = ("--dry-run", "--run.steps", "10", "--balance.gamma", "0", "--parallel.expert", "2")
+    assert workshop.train("pretrain", *flags, "--json") == 0
     said = json.loads(capsys.readouterr().out)
-    assert said["run"]["steps"] == 10 and said["balance"]["gamma"] == 0 and said["tokens"] == 10 * 4 * 16
-    model = count_parameters(said)
-    assert said["parameters"]["total"] + said["parameters"]["mtp"] == model and said["training_flops"] > 0
+    plan = said["plan"]
+    assert said["run"]["steps"] == 10 and said["balance"]["gamma"] == 0 and plan["tokens"] == 10 * 4 * 16
+    assert plan["parameters"]["total"] + plan["parameters"]["mtp"] == count_parameters(said)
+    assert plan["training_flops"] > 0 and plan["layout"]["expert"] == plan["layout"]["data"] == 2
+    assert workshop.train("pretrain", *flags) == 0
+    assert "expert" in capsys.readouterr().out
+    assert workshop.train("pretrain", "--json") == 2 and "--dry-run" in capsys.readouterr().err
     assert not (workshop.folder / "pretrain").exists()
 
 
@@ -188,7 +242,10 @@ MISTAKES: dict[str, tuple[Any, list[str], list[str]]] = {  # what was done befor
     "bad value": (None, ["pretrain", "--run.steps", "0"], ["run.steps is 0"]),
     "no corpus": (None, ["pretrain", "--data.train", "gone.jsonl"], ["gone.jsonl", "does not exist"]),
     "empty corpus path": (None, ["pretrain", "--data.train", ""], ["data.train is empty"]),
-    "corpus is a folder": (None, ["pretrain", "--data.train", "."], ["directory"]),
+    "corpus is a folder": (None, ["pretrain", "--data.train", "."], ["meta.json"]),
+    "rate above one": (None, ["pretrain", "--data.fim-rate", "2"], ["data.fim_rate is 2"]),
+    "batch does not divide": (None, ["pretrain", "--data.micro-rows", "3"], ["data.batch_rows 4", "data.micro_rows 3"]),
+    "fsdp2 with a pipeline": (None, ["pretrain", "--parallel.pipeline", "2"], ["parallel.pipeline"]),
     "empty corpus": (break_file("train.jsonl", ""), ["pretrain"], ["no source"]),
     "broken corpus": (break_file("train.jsonl", '{"source": "a"\n'), ["pretrain"], ["line 1", "not JSON"]),
     "corpus of dialogues": (break_file("train.jsonl", '{"messages": []}\n'), ["pretrain"], ["line 1", "text"]),

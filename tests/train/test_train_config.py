@@ -11,7 +11,7 @@ import pytest
 from fathom.commands.flags import parse_flags
 from fathom.config import ModelConfig
 from fathom.runtime import UserError
-from fathom.train.config import TrainConfig
+from fathom.train.config import TrainConfig, comparable, differences
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
@@ -20,13 +20,18 @@ RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
 FROZEN = """
 preset model
 data.train data.heldout data.tokenizer data.batch_rows data.micro_rows data.sequence_length data.long_length
-data.long_fraction data.weights data.template
+data.long_fraction data.weights data.template data.fim_rate data.split_rate data.workers data.ramp_from_rows
+data.ramp_tokens
 optim.peak_lr optim.final_lr optim.warmup_steps optim.decay_fraction optim.beta1 optim.beta2 optim.eps
-optim.weight_decay optim.clip_norm
-balance.gamma balance.gamma_stop_fraction balance.alpha balance.mtp_lambda balance.mtp_lambda_late
-balance.mtp_late_fraction
-run.out run.steps run.seed run.precision run.checkpoint_every run.keep_checkpoints run.eval_every run.eval_rows
-run.log_every run.init_from
+optim.weight_decay optim.clip_norm optim.tail optim.moments optim.ema_decay
+balance.method balance.gamma balance.gamma_stop_fraction balance.alpha balance.aux_alpha balance.mtp_lambda
+balance.mtp_lambda_late balance.mtp_late_fraction
+precision.gemm precision.scale precision.gradients precision.recompute
+parallel.data parallel.expert parallel.pipeline parallel.schedule parallel.sharding parallel.dispatch
+parallel.timeout_s
+run.out run.steps run.seed run.checkpoint_every run.keep_checkpoints run.eval_every run.eval_rows run.log_every
+run.init_from run.spike_factor run.tensorboard
+extend.factor extend.phases extend.long_share
 """
 KEYS = FROZEN.split()
 
@@ -88,7 +93,41 @@ def test_there_are_recipes() -> None:
         ("preset = 7", ["preset", "str"]),
         ("[run]\nsteps = 0", ["run.steps", "at least 1"]),
         ("[run]\nseed = -1", ["run.seed", "at least 0"]),
-        ("[run]\nprecision = 'fp8'", ["run.precision", "bf16"]),
+        ("[run]\nprecision = 'fp8'", ["run.precision", "not a known key"]),
+        ("[run]\nspike_factor = -1.0", ["run.spike_factor"]),
+        ("[run]\ntensorboard = 1", ["run.tensorboard", "bool"]),
+        ("[precision]\ngemm = 'fp16'", ["precision.gemm", "'fp16'", "bf16"]),
+        ("[precision]\nscale = 'ue8m0'", ["precision.scale", "precision.gemm is 'auto'"]),
+        ("[precision]\ngemm = 'fp8'\nscale = 'e8'", ["precision.scale", "ue8m0"]),
+        ("[precision]\ngradients = 'block'", ["precision.gradients", "FP8"]),
+        ("[precision]\ngemm = 'fp8'\ngradients = 'row'", ["precision.gradients", "tile, block"]),
+        ("[precision]\nrecompute = 'all'", ["precision.recompute", "report"]),
+        ("[precision]\nrecompute = true", ["precision.recompute", "str"]),
+        ("[parallel]\nexpert = 0", ["parallel.expert", "at least 1"]),
+        ("[parallel]\ndata = 4\nexpert = 3", ["parallel.expert 3", "parallel.data 4"]),
+        ("[parallel]\npipeline = -1", ["parallel.pipeline"]),
+        ("[parallel]\nschedule = '2f2b'", ["parallel.schedule", "dualpipev"]),
+        ("[parallel]\nsharding = 'zero3'", ["parallel.sharding", "fsdp2"]),
+        ("[parallel]\ndispatch = 'int8'", ["parallel.dispatch", "fp8"]),
+        ("[parallel]\ntimeout_s = 0", ["parallel.timeout_s"]),
+        ("[optim]\nmoments = 'fp16'", ["optim.moments", "bf16"]),
+        ("[optim]\nema_decay = 1", ["optim.ema_decay", "below 1"]),
+        ("[optim]\ntail = [[0.5]]", ["optim.tail", "fraction of the run"]),
+        ("[optim]\ntail = [[0.9, 1e-5]]", ["optim.tail", "decay_fraction"]),
+        ("[optim]\ntail = 'flat'", ["optim.tail", "list"]),
+        ("[balance]\nmethod = 'loss'", ["balance.method", "aux"]),
+        ("[balance]\naux_alpha = -1", ["balance.aux_alpha"]),
+        ("[data]\nfim_rate = 1.5", ["data.fim_rate", "between 0 and 1"]),
+        ("[data]\nsplit_rate = -0.1", ["data.split_rate"]),
+        ("[data]\nworkers = -1", ["data.workers"]),
+        ("[data]\nramp_from_rows = 16", ["data.ramp_from_rows", "data.ramp_tokens"]),
+        ("[data]\nramp_tokens = 1000", ["data.ramp_from_rows", "data.ramp_tokens"]),
+        ("[data]\nramp_tokens = 9\nramp_from_rows = 32", ["data.ramp_from_rows 32", "data.batch_rows 16"]),
+        ("[data]\nmicro_rows = 4\nramp_tokens = 9\nramp_from_rows = 6", ["data.ramp_from_rows 6", "data.micro_rows 4"]),
+        (
+            "[data]\nramp_tokens = 9\nramp_from_rows = 16\nlong_length = 1024",
+            ["data.ramp_from_rows", "data.long_length"],
+        ),
         ("[run]\nkeep_checkpoints = 0", ["run.keep_checkpoints"]),
         ("[run]\neval_rows = 0", ["run.eval_rows"]),
         ("[optim]\npeak_lr = -1e-3", ["optim.peak_lr"]),
@@ -166,6 +205,26 @@ def test_an_unknown_preset() -> None:
         TrainConfig(preset="whale").model_config()
 
 
+# ---- resuming
+
+
+def test_only_what_changes_no_step_may_change() -> None:
+    """Each key of a recipe either counts when a run is resumed or is known not to change a step."""
+    plain = TrainConfig().to_dict()
+    kept = set()
+    for table, values in plain.items():
+        for key in values if table not in ("preset", "model") else []:
+            changed = {**plain, table: {**values, key: "another"}}
+            if differences(comparable(plain), comparable(changed)):
+                kept.add(f"{table}.{key}")
+    free = {k for k in KEYS if "." in k and k not in kept}
+    assert free == {
+        "data.train", "data.heldout", "data.tokenizer", "data.workers", "precision.recompute", "run.out",
+        "run.checkpoint_every", "run.keep_checkpoints", "run.eval_every", "run.eval_rows", "run.log_every",
+        "run.tensorboard", *(k for k in KEYS if k.startswith("parallel.")),
+    }  # fmt: skip
+
+
 # ---- command line
 
 
@@ -174,12 +233,15 @@ def test_the_command_line_overrides() -> None:
     assert (config.run.steps, config.optim.peak_lr, config.data.train) == (7, 0.5, "x.jsonl")
     assert config.preset == "v2-lite-16b" and config.optim.beta1 == TrainConfig().optim.beta1
     assert flags("--run.keep_checkpoints", "5").run.keep_checkpoints == 5
+    config = flags("--precision.gemm", "fp8", "--parallel.expert", "2", "--run.tensorboard")
+    assert (config.precision.gemm, config.parallel.expert, config.run.tensorboard) == ("fp8", 2, True)
 
 
 @pytest.mark.parametrize(
     ("argv", "words"),
     [(["--run.step", "7"], "--run.step"), (["--run.steps", "many"], "many"), (["--run.steps", "0"], "run.steps is 0"),
-     (["--optim.beta1", "2"], "optim.beta1 is 2"), (["--run.precision", "fp8"], "run.precision")],
+     (["--optim.beta1", "2"], "optim.beta1 is 2"), (["--precision.gemm", "fp4"], "precision.gemm"),
+     (["--run.precision", "fp8"], "--run.precision"), (["--parallel.schedule", "none"], "parallel.schedule")],
 )  # fmt: skip
 def test_wrong_flags_are_one_line(argv: list[str], words: str) -> None:
     with pytest.raises(UserError) as error:

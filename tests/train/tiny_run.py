@@ -20,12 +20,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from fathom.checkpoint import store
 from fathom.model.transformer import DeepseekV3
+from fathom.parallel.mesh import Mesh
 from fathom.runtime import UserError
 from fathom.text.dataset import Batch, PackedDataset
-from fathom.train import state
 from fathom.train.config import TrainConfig
-from fathom.train.loop import Trainer
+from fathom.train.loop import Trainer, ramp_of
 
 VOCAB, STEPS = 128, 50
 MODEL: dict[str, Any] = dict(
@@ -38,7 +39,8 @@ RUN: dict[str, dict[str, Any]] = {
     "data": {"batch_rows": 8, "micro_rows": 4, "sequence_length": 16},
     "optim": {"peak_lr": 5e-3, "final_lr": 1e-4, "warmup_steps": 5, "decay_fraction": 0.5},
     "balance": {"gamma": 0.01, "alpha": 0.01},
-    "run": {"steps": STEPS, "seed": 3, "precision": "fp32", "checkpoint_every": 10, "log_every": 1},
+    "precision": {"gemm": "fp32"},
+    "run": {"steps": STEPS, "seed": 3, "checkpoint_every": 10, "log_every": 1},
 }
 
 
@@ -48,7 +50,7 @@ def make_config(out: Path | str, changes: dict[str, Any] | None = None, **model:
     recipe["run"]["out"] = str(out)
     for key, value in (changes or {}).items():
         table, name = key.split(".")
-        recipe[table][name] = value
+        recipe.setdefault(table, {})[name] = value
     return TrainConfig.from_dict(recipe)
 
 
@@ -66,13 +68,15 @@ def language(tokens: int, seed: int) -> np.ndarray[Any, Any]:
     return out
 
 
-def make_data(config: TrainConfig) -> PackedDataset:
+def make_data(config: TrainConfig, data_ranks: int = 1) -> PackedDataset:
     streams = {"first": language(4000, 1), "second": language(1500, 2)}
-    return PackedDataset(streams, rows=config.data.batch_rows, length=config.data.sequence_length, seed=config.run.seed)
+    ramp = ramp_of(config, data_ranks)
+    return PackedDataset(streams, rows=ramp, length=config.data.sequence_length, seed=config.run.seed)
 
 
-def make_trainer(config: TrainConfig) -> Trainer:
-    return Trainer(config, make_model(config), make_data(config))
+def make_trainer(config: TrainConfig, mesh: Mesh | None = None) -> Trainer:
+    data = make_data(config, mesh.data.size if mesh else 1)
+    return Trainer(config, make_model(config), data, mesh=mesh)
 
 
 @dataclasses.dataclass
@@ -96,15 +100,15 @@ def live(out: str, event: str, step: int) -> int:
     trainer = make_trainer(make_config(out))
     trainer.data = FatalData(make_data(trainer.config), event, step)
     if event == "save":
-        write_json = state.write_json
+        write_index = store.write_index
 
-        def die(path: Path, value: Any) -> None:
-            if value["step"] == step:
-                os.truncate(path.parent / "optimizer.safetensors", 1000)
+        def die(folder: Path, index: Any) -> None:
+            if index.step == step:
+                os.truncate(next(folder.glob("*.safetensors")), 1000)
                 os.kill(os.getpid(), signal.SIGKILL)
-            write_json(path, value)
+            write_index(folder, index)
 
-        state.write_json = die  # type: ignore[assignment]
+        store.write_index = die  # type: ignore[assignment]
     try:
         trainer.train()
     except KeyboardInterrupt:

@@ -106,6 +106,11 @@ int fathom_combine(const float* y, const int64_t* place, const float* weight, in
     return 0;
 }
 
+int fathom_exp_rows(float* x, int64_t rows, int64_t n, float* top, float* sum) {
+    exp_rows(x, rows, n, top, sum);
+    return 0;
+}
+
 // constants: beta1, beta2, eps, lr, 1 - lr * decay, gradient scale, 1 / (1 - beta1^t), 1 / (1 - beta2^t).
 int fathom_adamw(float* weight, const float* grad, void* m, void* v, int64_t n, int half, const float* constants) {
     if (half) adamw_as<true>(weight, grad, m, v, n, constants);

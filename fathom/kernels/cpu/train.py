@@ -35,6 +35,7 @@ _SIGNATURES = {
     "swiglu": (_P, _I, _I, _P),
     "swiglu_backward": (_P, _P, _P, _I, _I, _P, _P, _P),
     "combine": (_P, _P, _P, _I, _I, _I, _P),
+    "exp_rows": (_P, _I, _I, _P, _P),
     "adamw": (_P, _P, _P, _P, _I, c_int, _P),
 }
 
@@ -218,6 +219,14 @@ def combine(y: Tensor, place: Tensor, weight: Tensor | None) -> Tensor:
     out = torch.empty(place.shape[0], y.shape[1])
     _call("combine", y, place, weight, place.shape[0], place.shape[1], y.shape[1], out)
     return out
+
+
+def exp_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """FP32 logits [R, n] become e^(x - largest of the row) in place; returns (largest, sum) [R]."""
+    assert x.is_contiguous() and x.dtype == torch.float32
+    top, total = torch.empty(x.shape[0]), torch.empty(x.shape[0])
+    _call("exp_rows", x, x.shape[0], x.shape[1], top, total)
+    return top, total
 
 
 def adamw(weight: Tensor, grad: Tensor, m: Tensor, v: Tensor, constants: list[float]) -> None:

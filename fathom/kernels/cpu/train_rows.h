@@ -124,6 +124,29 @@ inline void combine(const float* y, const int64_t* place, const float* weight, i
         }
 }
 
+// Logits [rows, n] in place: e^(x - largest of the row); `top` and `sum` [rows] are that largest and the sum of what
+// stays. A row passes the cache once.
+inline void exp_rows(float* x, int64_t rows, int64_t n, float* top, float* sum) {
+#pragma omp parallel for schedule(static)
+    for (int64_t r = 0; r < rows; ++r) {
+        float* const row = x + r * n;
+        vf m = splat(-3.0e38f), total = {};
+        int64_t i = 0;
+        for (; i + W <= n; i += W) m = larger(m, load(row + i));
+        float most = largest_lane(m);
+        for (; i < n; ++i) most = std::max(most, row[i]);
+        for (i = 0; i + W <= n; i += W) {
+            const vf e = exp(load(row + i) - splat(most));
+            total = total + e;
+            store(row + i, e);
+        }
+        float all = 0;
+        for (int l = 0; l < W; ++l) all += total[l];
+        for (; i < n; ++i) all += row[i] = std::exp(row[i] - most);
+        top[r] = most, sum[r] = all;
+    }
+}
+
 // AdamW (kernels/adamw.py) over n values. m and v FP32, or BF16 where `half`.
 template <bool HALF>
 inline void adamw_as(float* weight, const float* grad, void* m, void* v, int64_t n, const float* c) {

@@ -1,0 +1,92 @@
+"""What a recipe's values may be; the first one out of bounds is a UserError that names its key."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from fathom.runtime import UserError
+
+if TYPE_CHECKING:
+    from fathom.train.config import TrainConfig
+
+LEAST = {
+    "data.batch_rows": 1, "data.micro_rows": 1, "data.sequence_length": 4, "data.long_length": 0, "data.workers": 0,
+    "data.ramp_from_rows": 0, "data.ramp_tokens": 0, "optim.warmup_steps": 0, "optim.peak_lr": 0, "optim.final_lr": 0,
+    "optim.eps": 0, "optim.weight_decay": 0, "optim.clip_norm": 0, "balance.gamma": 0, "balance.alpha": 0,
+    "balance.aux_alpha": 0, "balance.mtp_lambda": 0, "balance.mtp_lambda_late": 0, "parallel.data": 0,
+    "parallel.expert": 1, "parallel.pipeline": 1, "parallel.timeout_s": 1, "run.steps": 1, "run.seed": 0,
+    "run.checkpoint_every": 1, "run.keep_checkpoints": 1, "run.eval_every": 1, "run.eval_rows": 1, "run.log_every": 1,
+    "run.spike_factor": 0, "extend.factor": 0,
+}  # fmt: skip
+FRACTIONS = (
+    "optim.decay_fraction", "balance.gamma_stop_fraction", "balance.mtp_late_fraction", "data.long_fraction",
+    "data.fim_rate", "data.split_rate", "extend.long_share",
+)  # fmt: skip
+BELOW_ONE = ("optim.beta1", "optim.beta2", "optim.ema_decay")
+CHOICES = {
+    "optim.moments": ("fp32", "bf16"),
+    "balance.method": ("bias", "aux", "none"),
+    "precision.gemm": ("auto", "fp32", "bf16", "fp8"),
+    "precision.scale": ("fp32", "ue8m0"),
+    "precision.gradients": ("tile", "block"),
+    "precision.recompute": ("none", "report", "block"),
+    "parallel.schedule": ("gpipe", "1f1b", "zb1p", "dualpipev"),
+    "parallel.sharding": ("zero1", "fsdp2"),
+    "parallel.dispatch": ("auto", "fp32", "bf16", "fp8"),
+}
+
+
+def check(config: TrainConfig) -> None:
+    """All limits that one recipe alone can break."""
+
+    def value(key: str) -> Any:
+        table, name = key.split(".")
+        return getattr(getattr(config, table), name)
+
+    for key, least in LEAST.items():
+        if not least <= value(key) < math.inf:
+            raise UserError(f"{key} is {value(key)}, it must be at least {least}")
+    for source, weight in config.data.weights.items():
+        if not isinstance(weight, int | float) or isinstance(weight, bool):
+            raise UserError(f"data.weights.{source} is {weight!r}, it must be a number")
+        if not 0 <= weight < math.inf:
+            raise UserError(f"data.weights.{source} is {weight}, it must be at least 0")
+    for key in FRACTIONS:
+        if not 0 <= value(key) <= 1:
+            raise UserError(f"{key} is {value(key)}, it must be between 0 and 1")
+    for key in BELOW_ONE:
+        if not 0 <= value(key) < 1:
+            raise UserError(f"{key} is {value(key)}, it must be at least 0 and below 1")
+    for key, allowed in CHOICES.items():
+        if value(key) not in allowed:
+            raise UserError(f"{key} is {value(key)!r}, it must be one of {', '.join(allowed)}")
+    _check_rows(config)
+    _check_together(config)
+
+
+def _check_rows(config: TrainConfig) -> None:
+    d = config.data
+    for name in ("batch_rows", "ramp_from_rows"):
+        if getattr(d, name) % d.micro_rows:
+            raise UserError(f"data.{name} {getattr(d, name)} is not a multiple of data.micro_rows {d.micro_rows}")
+    if bool(d.ramp_from_rows) != bool(d.ramp_tokens):
+        raise UserError("data.ramp_from_rows and data.ramp_tokens belong together; set both or neither")
+    if d.ramp_from_rows > d.batch_rows:
+        raise UserError(f"data.ramp_from_rows {d.ramp_from_rows} is above data.batch_rows {d.batch_rows}")
+    if d.ramp_from_rows and d.long_length:
+        raise UserError("data.ramp_from_rows and data.long_length exclude each other; give each its own run")
+
+
+def _check_together(config: TrainConfig) -> None:
+    from fathom.train.schedules import check_tail
+
+    check_tail(config.optim.tail, config.optim.decay_fraction)
+    p = config.precision
+    if p.gemm != "fp8":
+        for name, plain in (("scale", "fp32"), ("gradients", "tile")):
+            if getattr(p, name) != plain:
+                raise UserError(f"precision.{name} {getattr(p, name)!r} is about FP8, but precision.gemm is {p.gemm!r}")
+    layout = config.parallel
+    if layout.data and layout.data % layout.expert:
+        raise UserError(f"parallel.expert {layout.expert} does not divide parallel.data {layout.data}")

@@ -1,0 +1,137 @@
+"""Data, expert and pipeline parallelism train the same model: 20 steps of the tiny run against one process.
+
+Ranks add up in another order than one process does, so the last bits of FP32 differ, and AdamW turns a last bit of a
+small gradient into more. What must not differ at all: which experts tokens go to, and so the router biases.
+
+In FP8 a last bit may turn a value to the next one that 8 bits have: a one-process run whose weights are off by 1e-6 at
+the start has a loss that is off by up to 2e-2 within these steps, to either side. So there the first step is compared
+closely, the rest of the curve as closely as that.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from parallel.distributed import run
+from parallel_bodies import (
+    EIGHT_BITS,
+    EXHAUSTIVE,
+    HALF,
+    ONE,
+    STEPS,
+    SUITE,
+    Case,
+    Result,
+    against,
+    compare,
+    stop_one,
+    train,
+    train_on_ranks,
+)
+from tiny_run import make_config
+
+from fathom.checkpoint.store import Store
+from fathom.parallel.mesh import Layout
+from fathom.runtime import UserError
+from fathom.train.parts import layout_of
+
+FIRST, LOSS, NORM, WEIGHTS = 2e-7, 1e-6, 5e-5, 5e-4  # relative, over 20 steps in FP32
+FIRST_FP8, FIRST_FP8_WIRE = 1e-6, 5e-3  # loss and norm of the first step; the wire rounds results to BF16
+LOSS_FP8, MEAN_FP8 = 4e-2, 5e-3  # largest difference, and mean of all 20
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[Case, Result]:
+    torch.set_num_threads(1)
+    found = compare([*SUITE, *EIGHT_BITS], tmp_path_factory.mktemp("layouts"))
+    return {result.case: result for result in found}
+
+
+@pytest.mark.parametrize("case", SUITE, ids=str)
+def test_fp32_trains_the_same_model(results: dict[Case, Result], case: Case) -> None:
+    r = results[case]
+    assert r.first < FIRST and max(r.loss, r.mtp, r.nats) < LOSS and r.norm < NORM and r.weights < WEIGHTS, str(r)
+    assert r.loads_equal and r.biases_equal, str(r)
+
+
+@pytest.mark.parametrize("case", EIGHT_BITS, ids=str)
+def test_fp8_trains_nearly_the_same_model(results: dict[Case, Result], case: Case) -> None:
+    r = results[case]
+    assert r.first < (FIRST_FP8_WIRE if case.layout.expert > 1 else FIRST_FP8), str(r)
+    assert max(r.loss, r.mtp, r.nats) < LOSS_FP8 and r.mean < MEAN_FP8, str(r)
+
+
+def test_the_tolerance_catches_a_change(tmp_path: Path) -> None:
+    """A curve of another weight decay leaves it within 20 steps."""
+    curves = []
+    for decay in (0.1, 0.101):
+        case = Case(ONE, changes={"optim.weight_decay": decay})
+        curves.append((train(case, tmp_path / str(decay), None), tmp_path / str(decay)))
+    r = against(Case(ONE), *curves[0], *curves[1])
+    assert r.loss > LOSS, str(r)
+
+
+def until_half(run_folder: Path, to: Path) -> Path:
+    """A copy of a finished run as it was when the first checkpoint was there."""
+    shutil.copytree(run_folder, to)
+    shutil.rmtree(to / f"checkpoints/step-{STEPS:08d}")
+    return to
+
+
+def test_a_checkpoint_goes_on_on_another_layout(tmp_path: Path) -> None:
+    """One process -> 4 ranks of data and experts -> pipeline x data x experts; and from 4 ranks back to one process."""
+    data, mixed = Case(Layout(data=4, expert=2)), Case(Layout(pipeline=2, data=2, expert=2), "zb1p")
+    whole = tmp_path / "whole"
+    curve = train(Case(ONE), whole, None)
+    until_half(whole, tmp_path / "spread")
+    _, moved, spread = train_on_ranks(
+        [(data, "moved", HALF), (mixed, "moved", STEPS), (data, "spread", STEPS)], tmp_path
+    )
+    joined = train(Case(ONE), until_half(tmp_path / "moved", tmp_path / "joined"), None)
+    for name, records in (("moved", moved), ("spread", spread), ("joined", joined)):
+        assert [r["step"] for r in records] == list(range(HALF + 1, STEPS + 1))
+        r = against(Case(ONE), records, tmp_path / name, curve[HALF:], whole)
+        assert max(r.loss, r.mtp, r.nats) < LOSS and r.norm < NORM and r.weights < WEIGHTS, f"{name}: {r}"
+        assert r.loads_equal and r.biases_equal, name
+        log = [json.loads(line)["step"] for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        assert log == list(range(1, STEPS + 1))
+
+
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(tmp_path: Path) -> None:
+    case = Case(Layout(data=2))
+    ended = run(2, stop_one, case, str(tmp_path), 1, 3, folder=tmp_path, limit=300.0)
+    assert [rank.value for rank in ended.values()] == [("stopped", 4)] * 2, ended
+    assert Store(tmp_path / "run/checkpoints", None, keep=2, best="heldout").latest() == 4
+
+
+# ---- layouts that do not fit
+
+
+@pytest.mark.parametrize(
+    ("changes", "world", "words"),
+    [({"pipeline": 3}, 4, "pipeline 3.*4 processes"), ({"data": 3}, 4, "data 3.*needs 3.*4"),
+     ({"data": 2, "pipeline": 4}, 4, "needs 8"), ({"expert": 3}, 4, "expert 3.*data 4")],
+)  # fmt: skip
+def test_wrong_layouts(tmp_path: Path, changes: dict[str, int], world: int, words: str) -> None:
+    config = make_config(tmp_path, {f"parallel.{k}": v for k, v in changes.items()})
+    with pytest.raises(UserError, match=words):
+        layout_of(config, world)
+
+
+def test_the_layout_of_a_recipe(tmp_path: Path) -> None:
+    config = make_config(tmp_path, {"parallel.pipeline": 2, "parallel.expert": 2})
+    assert layout_of(config, 8) == Layout(2, 4, 2) and layout_of(config, 4) == Layout(2, 2, 2)
+    assert layout_of(make_config(tmp_path), 1) == ONE
+
+
+def test_the_exhaustive_list_has_everything(tmp_path: Path) -> None:
+    """Every schedule, every depth, every way to spread experts, and only what a config allows."""
+    assert {c.schedule for c in EXHAUSTIVE} == {"gpipe", "1f1b", "zb1p", "dualpipev"}
+    assert {c.layout.world for c in EXHAUSTIVE} == {2, 4} and {c.depths for c in EXHAUSTIVE} == {0, 1, 2}
+    assert len({str(c) for c in EXHAUSTIVE}) == len(EXHAUSTIVE)
+    for case in EXHAUSTIVE:
+        assert layout_of(case.config(tmp_path), case.layout.world) == case.layout

@@ -2,7 +2,7 @@
 
     python benchmarks/crash.py [--kills 20] [--seed 0]
 
-A small DeepSeek-V3 with MTP is trained for 60 steps with a checkpoint every third step. In each life torchrun starts 1,
+A small DeepSeek-V3 with MTP is trained for 180 steps with a checkpoint every third step. In each life torchrun starts 1,
 2 or 4 processes in some layout, and after a random time all of them get SIGKILL. Whatever is on the disk then must be
 whole checkpoints only. Two runs are killed so:
   same     always two processes in the same layout: the final weights must equal an uninterrupted run's bit for bit
@@ -144,7 +144,7 @@ def main() -> None:
     """Run all, print what came out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20, help="of each of the two runs")
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=180)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     draw, folder = random.Random(args.seed), Path(tempfile.mkdtemp(prefix="fathom-crash-"))

@@ -20,8 +20,10 @@ import dataclasses
 import json
 import os
 import socket
+import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,11 +65,11 @@ def layouts(world: int) -> list[dict[str, Any]]:
 
 
 def config_of(parallel: dict[str, Any], gemm: str, steps: int, out: str, depths: int = 1) -> TrainConfig:
-    """The run. 16 micro-batches of one row for every pipeline."""
+    """The run: 8 micro-batches of two rows over all data ranks."""
     return TrainConfig.from_dict({
         "model": MODEL | {"num_nextn_predict_layers": depths},
-        "data": {"batch_rows": 32, "micro_rows": 2, "sequence_length": 32},
-        "optim": {"peak_lr": 5e-4, "final_lr": 1e-4, "warmup_steps": 5, "moments": "bf16"},
+        "data": {"batch_rows": 16, "micro_rows": 2, "sequence_length": 32},
+        "optim": {"peak_lr": 5e-4, "final_lr": 1e-4, "warmup_steps": 5},
         "balance": {"gamma": 0.001, "alpha": 0.001}, "precision": {"gemm": gemm}, "parallel": parallel,
         "run": {"steps": steps, "seed": 3, "out": out, "checkpoint_every": 10**6, "log_every": 10**6},
     })  # fmt: skip
@@ -100,25 +102,25 @@ def curve(config: TrainConfig, world: int) -> dict[str, Any]:
     return {"loss": losses, "all_to_all": sum(sent)}
 
 
-def rank_main(rank: int, world: int, port: int, steps: int, queue: Any) -> None:
+def rank_main(rank: int, world: int, port: int, steps: int, results: str) -> None:
     """One process: all layouts in turn."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=world)
     out = tempfile.mkdtemp()
     for gemm, depths in (("fp32", 1), ("fp32", 2), ("fp8", 1)):
-        for parallel in layouts(world):
+        for parallel in layouts(world) if depths == 1 else layouts(world)[-1:]:
             found = curve(config_of(parallel, gemm, steps, out, depths), world)
             counted: list[Any] = [None] * world
             dist.all_gather_object(counted, found["all_to_all"])
             if rank == 0:
-                queue.put(("loss", gemm, depths, parallel, found["loss"], counted))
+                say(results, ["loss", gemm, depths, parallel, found["loss"], counted])
     for name in PIPELINES:
         found_bubble = bubble(rank, world, name, micro=4 * world)
         idle: list[Any] = [None] * world
         dist.all_gather_object(idle, found_bubble)
         if rank == 0:
-            queue.put(("bubble", name, world, 4 * world, max(idle)))
+            say(results, ["bubble", name, world, 4 * world, max(idle)])
     dist.barrier()
     dist.destroy_process_group()
 
@@ -169,13 +171,17 @@ def spawn(world: int, steps: int) -> list[Any]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    context = mp.get_context("spawn")
-    queue = context.SimpleQueue()
-    mp.spawn(rank_main, (world, port, steps, queue), nprocs=world)
-    results = []
-    while not queue.empty():
-        results.append(queue.get())
-    return results
+    results = Path(tempfile.mkdtemp()) / "results.jsonl"
+    results.touch()
+    mp.spawn(rank_main, (world, port, steps, str(results)), nprocs=world)
+    return [json.loads(line) for line in results.read_text().splitlines()]
+
+
+def say(results: str, what: list[Any]) -> None:
+    """Keep one result for the parent, and show that something happens."""
+    with open(results, "a") as out:
+        out.write(json.dumps(what) + "\n")
+    print(".", end="", file=sys.stderr, flush=True)
 
 
 def main() -> None:

@@ -86,9 +86,8 @@ class Parts:
         self.stages: dict[int, Stage] = {}
         if mesh.pipeline.size > 1:
             ranks = mesh.pipeline.size
-            self.schedule = schedule(
-                config.parallel.schedule, ranks, 2 * ranks
-            )  # who holds what: the same for any number
+            # who holds which stage does not depend on the number of micro-batches
+            self.schedule = schedule(config.parallel.schedule, ranks, 2 * ranks)
             self.stages = {s: split(model, s, self.schedule.stages) for s in self.schedule.held(mesh.pipeline.rank)}
         self._fill_own()
         self.gates = self._own_gates(model, names)

@@ -1,7 +1,8 @@
 """Compute twice instead of keeping (report section 3.2.3): activations that are cheap to make again.
 
-    report   RMSNorms, MLA up-projections and SwiGLU. What stays: their inputs, and the results of attention's core.
-             (kernels/mixed.py recomputes the SwiGLU of routed experts in every setting)
+    report   RMSNorms, MLA up-projections and SwiGLU. What stays: their inputs, and the results of attention's core
+             (but those of the C++ core on CPUs, which is no operator that a policy could name: it runs again).
+             kernels/mixed.py recomputes the SwiGLU of routed experts in every setting
     block    whole blocks: only their inputs stay. The least memory, a third more compute
 
 A transformation of a finished model: forward functions are wrapped, parameters and names stay. Routing is recorded in

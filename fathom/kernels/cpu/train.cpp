@@ -1,5 +1,6 @@
 // The C interface of the training kernels; Python's side is train.py. Everything returns 0, or 1 when memory ran out.
 #include "fp8_gemm.h"
+#include "train_attention.h"
 #include "train_rows.h"
 
 using namespace fathom;
@@ -77,6 +78,14 @@ int fathom_wgrad(const uint8_t* dy, const float* dy_scale, const uint8_t* x, con
         for (int64_t i = 0; i < n * k; ++i) to[i] += sum[i];
     }
     return 0;
+}
+
+int fathom_attention_forward(const Attention* a) {
+    return attention_heads(*a, attention_forward_head) ? 0 : 1;
+}
+
+int fathom_attention_backward(const Attention* a) {
+    return attention_heads(*a, attention_backward_head) ? 0 : 1;
 }
 
 int fathom_round_bf16(const float* x, int64_t n, float* y) {

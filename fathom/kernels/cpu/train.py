@@ -36,6 +36,8 @@ _SIGNATURES = {
     "swiglu_backward": (_P, _P, _P, _I, _I, _P, _P, _P),
     "combine": (_P, _P, _P, _I, _I, _I, _P),
     "exp_rows": (_P, _I, _I, _P, _P),
+    "attention_forward": (_P,),
+    "attention_backward": (_P,),
     "adamw": (_P, _P, _P, _P, _I, c_int, _P),
 }
 
@@ -233,3 +235,68 @@ def adamw(weight: Tensor, grad: Tensor, m: Tensor, v: Tensor, constants: list[fl
     """One step in place over flat tensors; constants as train.cpp lists them."""
     half = {torch.float32: 0, torch.bfloat16: 1}[m.dtype]
     _call("adamw", weight, grad, m, v, weight.numel(), half, torch.tensor(constants, dtype=torch.float32))
+
+
+# ---- attention: see train_attention.h
+
+
+class _Heads(ctypes.Structure):
+    _fields_ = (("data", _P), ("b", _I), ("h", _I), ("t", _I))
+
+    @classmethod
+    def of(cls, x: Tensor) -> _Heads:
+        """x [B, H, T, width], its last axis contiguous."""
+        return cls(x.data_ptr(), x.stride(0), x.stride(1), x.stride(2))
+
+
+class _Attention(ctypes.Structure):
+    _fields_ = (
+        *((name, _Heads) for name in ("q", "k", "v", "o", "d_o", "d_q", "d_k", "d_v")),
+        ("lse", _P), *((name, _I) for name in ("sequences", "heads", "tokens", "width", "value_width")),
+        ("scale", ctypes.c_float),
+    )  # fmt: skip
+
+
+COLUMNS = 32  # widths that are multiples of it fit panels of every kind of vector
+
+
+def attention_takes(q: Tensor, v: Tensor) -> bool:
+    """Whether the C++ kernel does these: FP32 on a CPU, widths in multiples of 32."""
+    plain = q.device.type == "cpu" and q.dtype == v.dtype == torch.float32
+    return plain and q.shape[-1] % COLUMNS == 0 and v.shape[-1] % COLUMNS == 0 and available() is None
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _describe(q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, scale: float) -> _Attention:
+    batch, heads, tokens, width = q.shape
+    return _Attention(
+        q=_Heads.of(q), k=_Heads.of(k), v=_Heads.of(v), o=_Heads.of(o), lse=lse.data_ptr(), sequences=batch,
+        heads=heads, tokens=tokens, width=width, value_width=v.shape[-1], scale=scale,
+    )  # fmt: skip
+
+
+def attention_forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Causal attention of [B, H, T, d], [B, H, T, d], [B, H, T, e] -> [B, H, T, e] (a view of [B, T, H, e]), lse."""
+    q, k, v = _rows(q), _rows(k), _rows(v)
+    batch, heads, tokens, _ = q.shape
+    o, lse = torch.empty(batch, tokens, heads, v.shape[-1]).transpose(1, 2), torch.empty(batch, heads, tokens)
+    what = _describe(q, k, v, o, lse, scale)
+    _call("attention_forward", ctypes.addressof(what))
+    return o, lse
+
+
+def attention_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v for the gradient of o."""
+    grad, q, k, v = _rows(grad), _rows(q), _rows(k), _rows(v)
+    batch, heads, tokens, width = q.shape
+    d_q, d_k = (torch.empty(batch, tokens, heads, width).transpose(1, 2) for _ in range(2))
+    d_v = torch.empty(batch, tokens, heads, v.shape[-1]).transpose(1, 2)
+    what = _describe(q, k, v, o, lse, scale)
+    what.d_o, what.d_q, what.d_k, what.d_v = _Heads.of(grad), _Heads.of(d_q), _Heads.of(d_k), _Heads.of(d_v)
+    _call("attention_backward", ctypes.addressof(what))
+    return d_q, d_k, d_v

@@ -3,8 +3,8 @@
     python benchmarks/crash.py [--kills 20] [--seed 0]
 
 A small DeepSeek-V3 with MTP is trained for 180 steps with a checkpoint every third step. In each life torchrun starts
-1, 2 or 4 processes in some layout, and after a random time all of them get SIGKILL. Whatever is on the disk then must be
-whole checkpoints only. Two runs are killed so:
+1, 2 or 4 processes in some layout, and after a random time all of them get SIGKILL. Whatever is on the disk then must
+be whole checkpoints only. Two runs are killed so:
   same     always two processes in the same layout: the final weights must equal an uninterrupted run's bit for bit
   other    another layout in every life: they must equal it within a tolerance (sums have another order)
 The last line is one JSON document.

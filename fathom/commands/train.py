@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -135,8 +134,3 @@ def _release(recipe: TrainConfig, flags: list[str]) -> int:
         raise UserError("train release needs --to FOLDER and nothing else")
     print(f"done: {release(recipe, Path(flags[1]))}", file=sys.stderr)
     return 0
-
-
-def describe(config: TrainConfig) -> dict[str, Any]:
-    """The resolved recipe as it is saved with the run."""
-    return json.loads(json.dumps(config.to_dict()))  # type: ignore[no-any-return]

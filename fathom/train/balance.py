@@ -56,16 +56,11 @@ def batch_balance_loss(routing: Routing, top_k: int) -> Tensor:
     return sequence_balance_loss(Routing(scores, routing.indices, routing.weights), top_k)
 
 
-def max_violation(load_E: Tensor) -> float:
-    """MaxVio: largest expert's load over the mean, minus 1; 0 is perfect."""
-    return max_over_mean(load_E) - 1.0
-
-
 def dead_experts(load_E: Tensor) -> int:
     """How many experts nobody chose."""
     return int((load_E == 0).sum())
 
 
 def max_over_mean(load_E: Tensor) -> float:
-    """Largest expert's load over the mean: 1.0 is perfect."""
+    """Largest expert's load over the mean: 1.0 is perfect. The field's MaxVio is this minus 1."""
     return float(load_E.max() / load_E.float().mean().clamp(min=1e-9))

@@ -30,16 +30,12 @@ REPORT_SIZE = 10**9  # parameters; smaller models are planned for this machine, 
 
 def job_of(config: TrainConfig) -> Job:
     """The recipe in the planner's words."""
-    d, p, layout = config.data, config.precision, config.parallel
-    gemm = p.gemm if p.gemm != "auto" else ("bf16" if fast_bf16(torch.device("cpu")) else "fp32")
+    layout = config.parallel
     data = layout.data or layout.expert
-    return Job(
-        model=config.model_config(), tokens=ramp_of(config, data).first_row(config.run.steps) * d.sequence_length,
-        batch_rows=d.batch_rows, micro_rows=d.micro_rows, length=d.sequence_length, gemm=gemm, recompute=p.recompute,
-        moment_bytes=2 if config.optim.moments == "bf16" else 4, ema=config.optim.ema_decay > 0,
-        pipeline=layout.pipeline, data=data, expert=layout.expert, schedule=layout.schedule, sharding=layout.sharding,
-        dispatch=gemm if layout.dispatch == "auto" else layout.dispatch,
-    )  # fmt: skip
+    tokens = ramp_of(config, data).first_row(config.run.steps) * config.data.sequence_length
+    fast = fast_bf16(torch.device("cpu"))
+    world = data * layout.pipeline
+    return Job.from_recipe(config.model_config(), config.to_dict(), tokens=tokens, world=world, fast_bf16=fast)
 
 
 def device_for(job: Job) -> Device:
@@ -54,30 +50,33 @@ def device_for(job: Job) -> Device:
 
 
 def dry_run(config: TrainConfig, *, as_json: bool) -> int:
-    """Print the plan, of an extension that of each phase; with `as_json` it and the resolved recipe as one document."""
-    if not config.extend.phases:
-        return _one(config, as_json=as_json)
-    for number in range(1, len(config.extend.phases) + 1):
-        if not as_json:
-            print(f"phase {number}")
-        model = extended(config.model_config(), config.extend.factor).to_dict()
-        start = Path(config.run.init_from or "fresh")
-        phase = dataclasses.replace(phase_config(config, number, start), model=_fields(model))
-        _one(phase, as_json=as_json)
-    return 0
-
-
-def _fields(model: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in model.items() if k in ("max_position_embeddings", "rope_scaling")}
-
-
-def _one(config: TrainConfig, *, as_json: bool) -> int:
-    job = job_of(config)
-    on = device_for(job)
-    what = plan(job, on, None if on.name == "H800" else SHARE_HERE)
+    """Print the plan, of an extension that of each phase; with `as_json` all of it as one document."""
+    runs = _runs(config)
+    plans = [_plan(run) for run in runs]
     if as_json:
-        json.dump(config.to_dict() | {"plan": what}, sys.stdout, indent=2)
+        documents = [run.to_dict() | {"plan": what} for run, what in zip(runs, plans, strict=True)]
+        json.dump({"phases": documents} if config.extend.phases else documents[0], sys.stdout, indent=2)
         print()
-    else:
+        return 0
+    for number, what in enumerate(plans, 1):
+        if config.extend.phases:
+            print(f"phase {number}")
         show(what)
     return 0
+
+
+def _runs(config: TrainConfig) -> list[TrainConfig]:
+    """The runs that a recipe stands for."""
+    if not config.extend.phases:
+        return [config]
+    longer = extended(config.model_config(), config.extend.factor).to_dict()
+    fields = {name: longer[name] for name in ("max_position_embeddings", "rope_scaling")}
+    start = Path(config.run.init_from or "fresh")
+    phases = [phase_config(config, n, start) for n in range(1, len(config.extend.phases) + 1)]
+    return [dataclasses.replace(phase, model=config.model | fields) for phase in phases]
+
+
+def _plan(config: TrainConfig) -> dict[str, Any]:
+    job = job_of(config)
+    on = device_for(job)
+    return plan(job, on, None if on.name == DEVICES["h800"].name else SHARE_HERE)

@@ -28,6 +28,7 @@ import torch
 from fathom.checkpoint.store import Store
 from fathom.model.cost import training_flops_per_token
 from fathom.model.transformer import DeepseekV3
+from fathom.parallel.group import CollectiveError
 from fathom.parallel.mesh import Mesh, single
 from fathom.parallel.piece import Piece
 from fathom.runtime import UserError, keep_freed_memory, pick_device, read_json, write_json
@@ -35,6 +36,7 @@ from fathom.text.dataset import IGNORE, Batch
 from fathom.text.ramp import Ramp
 from fathom.train.balance import dead_experts, max_over_mean, update_bias
 from fathom.train.config import TrainConfig, comparable, differences
+from fathom.train.evaluate import Nats
 from fathom.train.objective import Weights
 from fathom.train.parts import Parts
 from fathom.train.schedules import Now, at, ema_decay
@@ -49,7 +51,6 @@ class Data(Protocol):
         """The whole batch of optimizer step `step`."""
 
 
-Nats = Callable[[Batch], float]
 Evaluate = Callable[[Nats], dict[str, float]]
 
 
@@ -109,6 +110,12 @@ class Trainer:
                 self.save(wait=True)
                 raise KeyboardInterrupt
             self.store.wait()
+        except CollectiveError:
+            raise  # another rank is gone: its part of a checkpoint would be waited for in vain
+        except BaseException:
+            with contextlib.suppress(UserError):  # what is being written is worth having, whatever ended the run
+                self.store.wait()
+            raise
         finally:
             self.watch.close()
 

@@ -17,6 +17,7 @@ from tiny_run import MODEL, make_config
 
 from fathom.checkpoint.reader import load_model
 from fathom.checkpoint.writer import save_model
+from fathom.commands.train import main as train_command
 from fathom.config import ModelConfig
 from fathom.model.context import extended, set_config
 from fathom.model.rope import inverse_frequencies
@@ -304,3 +305,12 @@ def test_minnows_recipe() -> None:
     assert lengths == (4096, 8192) and lengths[0] * rows[0] == lengths[1] * rows[1]  # tokens of a step, as the report
     last = extended(dataclasses.replace(ModelConfig.preset("minnow")), config.extend.factor)
     assert last.max_position_embeddings == lengths[-1]
+
+
+def test_dry_run_of_an_extension_is_one_document(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = str(Path(__file__).parents[2] / "recipes" / "minnow-extend.toml")
+    assert train_command(["extend", recipe, "--dry-run", "--json"]) == 0
+    phases = json.loads(capsys.readouterr().out)["phases"]
+    assert [p["data"]["sequence_length"] for p in phases] == [4096, 8192]
+    assert all(p["plan"]["tokens"] == 100 * 4096 * 4 for p in phases)
+    assert all(p["model"]["max_position_embeddings"] == 8192 for p in phases)

@@ -1,9 +1,10 @@
-"""Training speed against transformers' own DeepseekV3ForCausalLM in a plain loop: same weights, batch and precision.
+"""Training speed against transformers' own DeepseekV3ForCausalLM in a plain loop: same config, batch and precision.
 
     python benchmarks/training.py [--preset minnow] [--rows 8] [--length 512] [--repeats 5] [--quick]
 
 Both sides do a whole step: forward, loss, backward, clipping at norm 1, AdamW. transformers gets the best of its expert
-and attention implementations; it has no MTP, so Fathom trains without it here. Contenders take turns within one
+and attention implementations; it has no MTP, so Fathom trains without it here. torchtitan's deepseek_v3 joins where it
+is installed (rivals/torchtitan_step.py says how). Contenders take turns within one
 process, a step each, so that a busy machine slows all of them; figures are medians. The floor is the FLOPs of a step
 (three forwards, model/cost.py) at the matmul peak measured in the same run. The last line is one JSON document.
 """
@@ -19,6 +20,7 @@ from statistics import median
 
 import torch
 import transformers
+from rivals.torchtitan_step import torchtitan_step
 
 from fathom.config import ModelConfig
 from fathom.model.cost import training_flops_per_token
@@ -81,8 +83,13 @@ def contenders(model: ModelConfig, batch: Batch, quick: bool, fields: dict[str, 
     """All of them, by name."""
     out = {f"fathom {g}": fathom_step(model, batch, g, fields) for g in ("fp32", "bf16", "fp8")}
     ways = itertools.product(("grouped_mm", "eager"), ("sdpa",) if quick else ("sdpa", "eager"))
+    precisions = (False,) if quick else (False, True)
+    for bf16 in precisions:
+        step = torchtitan_step(model, batch, bf16)
+        if step is not None:
+            out[f"torchtitan {'bf16' if bf16 else 'fp32, experts bf16'}"] = step
     for experts, attention in ways:
-        for bf16 in (False,) if quick else (False, True):
+        for bf16 in precisions:
             name = f"transformers {'bf16' if bf16 else 'fp32'} {experts} {attention}"
             out[name] = transformers_step(model, batch, experts, attention, bf16)
     return out

@@ -18,14 +18,14 @@ USAGE = """usage: fathom train pretrain|sft RECIPE [--key.sub value ...] [--dry-
        fathom train extend RECIPE [--key.sub value ...] [--dry-run [--json]]
        fathom train report RUN [RUN ...] --to FILE.html|FILE.png
        fathom train export RUN --to FOLDER [--dtype fp32|bf16|fp8] [--step N] [--ema]
-       fathom train release RECIPE --to FOLDER
+       fathom train release RECIPE --to FOLDER [--beside MODEL]
 
 Trains what the recipe (a TOML file) describes; a run that was interrupted continues from its newest checkpoint, on any
 number of processes. Any key of the recipe can be changed on the command line. --dry-run prints layout, memory, FLOPs,
 communication and expected time from the recipe alone.
 extend lengthens the context of a trained model in two phases (YaRN). report draws one run, or several over each other,
 also while they go on. export writes a checkpoint of a run in Hugging Face layout at any time. release writes the result
-of an SFT run as FP8 checkpoint with a measured model card.
+of an SFT run as FP8 checkpoint with a measured model card, beside an older model's figures if one is named.
 
 examples:
   fathom train pretrain recipes/minnow-pretrain.toml
@@ -127,10 +127,19 @@ def _export(argv: list[str]) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class Release:
+    """Write the model of a finished SFT run as FP8 checkpoint with a measured model card."""
+
+    to: Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
+    """Folder for the model."""
+    beside: Annotated[str, tyro.conf.arg(metavar="MODEL")] = ""
+    """An older model (folder or name), measured on the same text for the card."""
+
+
 def _release(recipe: TrainConfig, flags: list[str]) -> int:
     from fathom.train.release import release
 
-    if len(flags) != 2 or flags[0] != "--to":
-        raise UserError("train release needs --to FOLDER and nothing else")
-    print(f"done: {release(recipe, Path(flags[1]))}", file=sys.stderr)
+    args = parse_flags(Release, "fathom train release RECIPE", flags)
+    print(f"done: {release(recipe, args.to, args.beside)}", file=sys.stderr)
     return 0

@@ -6,6 +6,7 @@ Shapes: B rows, T tokens per row. labels[b, t] is the token after tokens[b, t], 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,14 @@ class Batch:
         """The same on another device."""
         segments = None if self.segments is None else self.segments.to(device)
         return Batch(self.tokens.to(device), self.labels.to(device), segments)
+
+
+def stack(batches: Sequence[Batch]) -> Batch:
+    """One batch of all their rows. Rows without segments are one sample each."""
+    segments = None
+    if any(b.segments is not None for b in batches):
+        segments = torch.cat([torch.zeros_like(b.tokens) if b.segments is None else b.segments for b in batches])
+    return Batch(torch.cat([b.tokens for b in batches]), torch.cat([b.labels for b in batches]), segments)
 
 
 def digest(batch: Batch) -> str:

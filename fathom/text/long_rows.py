@@ -1,16 +1,11 @@
-"""Rows of made-up long documents, and a mixture of them with packed text: the data of the long-context extension.
+"""Rows of made-up long documents: the data of the long-context extension, mixed with packed text (mixture.py).
 
 Each row begins with a document and is filled up with further ones, the last of which is cut; so a question's fact is
 always in the row, before it. Row n is a pure function of (seed, n), made when it is asked for: no files, no repeats.
-
-    global row g of a run: made up if floor((g + 1) share) > floor(g share), else the next row of packed text
-
-so that any run of rows holds `share` of made-up ones, to one row.
 """
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable
 
@@ -18,7 +13,6 @@ import numpy as np
 import torch
 
 from fathom.text.batch import Array, Batch
-from fathom.text.packed import PackedDataset
 from fathom.text.synthetic.long_documents import long_document
 
 FILLED = (0.6, 0.95)  # how much of a row its first document takes
@@ -42,22 +36,7 @@ class LongRows:
             ids += [self.bos, *self.encode(long_document(rng, max(int(words), SHORTEST))), self.eos]
         return np.array(ids[: self.length + 1], dtype=np.int64)
 
-
-class LongMixture:
-    """Batches of `rows` rows. `packed` has one row per batch: its batch i is row i of the packed text."""
-
-    def __init__(self, packed: PackedDataset, long: LongRows, *, rows: int, share: float) -> None:
-        assert packed.ramp.end == 1 and packed.length == long.length
-        self.packed, self.long, self.rows, self.share = packed, long, rows, share
-
-    def batch(self, step: int) -> Batch:
-        """The batch of optimizer step `step`, whatever was asked before."""
-        made = [self._row(g) for g in range(step * self.rows, (step + 1) * self.rows)]
-        return Batch(torch.cat([b.tokens for b in made]), torch.cat([b.labels for b in made]))
-
-    def _row(self, g: int) -> Batch:
-        before = math.floor(g * self.share)  # made-up rows so far
-        if math.floor((g + 1) * self.share) > before:
-            tokens = torch.from_numpy(self.long.row(before))[None]
-            return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
-        return self.packed.batch(g - before)
+    def batch(self, number: int) -> Batch:
+        """Row `number` as a batch of one."""
+        tokens = torch.from_numpy(self.row(number))[None]
+        return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())

@@ -29,6 +29,8 @@ class DataConfig:
     long_fraction: float = 0.1  # how much of the run that part is
     weights: dict[str, float] = field(default_factory=dict)  # source -> factor on its share of tokens
     template: str = "v3"  # chat format of SFT samples
+    text: str = ""  # SFT: documents, as `train` of pretraining, mixed in so that less of them is forgotten
+    text_share: float = 0.0  # SFT: how many of the rows are such text
     fim_rate: float = 0.0  # share of documents in fill-in-the-middle form (report 4.1: 0.1); pretraining
     split_rate: float = 0.0  # share of tokens joining punctuation and line breaks that are split; pretraining
     workers: int = 0  # threads that make the next batches ahead
@@ -199,7 +201,7 @@ def _default(f: dataclasses.Field[Any]) -> Any:
 def comparable(config: dict[str, Any]) -> dict[str, Any]:
     """The part of a run's config that must not change between start and resume. The layout may: state is resharded."""
     free = {"checkpoint_every", "keep_checkpoints", "eval_every", "eval_rows", "log_every", "out", "tensorboard"}
-    data_free = {"train", "heldout", "tokenizer", "workers"}
+    data_free = {"train", "heldout", "text", "tokenizer", "workers"}
     run = {k: v for k, v in config["run"].items() if k not in free}
     data = {k: v for k, v in config["data"].items() if k not in data_free}
     precision = {k: v for k, v in config["precision"].items() if k != "recompute"}

@@ -30,13 +30,15 @@ from fathom.model.transformer import DeepseekV3
 from fathom.parallel.mesh import Mesh
 from fathom.runtime import UserError, read_json, write_json
 from fathom.text.dataset import Batch, open_streams
-from fathom.text.long_rows import LongMixture, LongRows
+from fathom.text.long_rows import LongRows
+from fathom.text.mixture import Mixture
 from fathom.text.packed import Noise, PackedDataset
 from fathom.text.prefetch import Prefetched
 from fathom.text.shards import stored_weights
-from fathom.train.config import DataConfig, RunConfig, TrainConfig, comparable, differences
+from fathom.train.config import TrainConfig, comparable, differences
 from fathom.train.evaluate import Nats, nats_of
 from fathom.train.lengths import by_length, draw_lengths, halvings
+from fathom.train.limits import refuse
 from fathom.train.loop import Trainer
 from fathom.train.pretrain import export, open_tokenizer, start_model, token_stream
 
@@ -85,11 +87,10 @@ def check(config: TrainConfig) -> None:
         raise UserError(f"extend.phases have rows of {lengths} tokens; each phase must have longer rows than before")
     if not config.run.init_from:
         raise UserError("run.init_from is empty; an extension starts from a pretrained checkpoint")
-    for key in ("batch_rows", "sequence_length", "long_length", "ramp_from_rows"):
-        if getattr(config.data, key) != getattr(DataConfig(), key):
-            raise UserError(f"data.{key} has no effect in an extension; extend.phases say the rows of each phase")
-    if config.run.steps != RunConfig().steps:
-        raise UserError("run.steps has no effect in an extension; extend.phases say the steps of each phase")
+    rows = ("data.batch_rows", "data.sequence_length", "data.long_length", "data.ramp_from_rows")
+    refuse(config, rows, "an extension; extend.phases say the rows of each phase")
+    refuse(config, ["run.steps"], "an extension; extend.phases say the steps of each phase")
+    refuse(config, ["data.template", "data.text"], "an extension; they belong to SFT")
     if config.model:
         raise UserError("[model] has no effect in an extension; the model is that of run.init_from")
 
@@ -125,7 +126,7 @@ def run_phase(
     """Train one phase to its end (or resume it) and export it."""
     model, d = start_model(phase), phase.data
     tokenizer = open_tokenizer(phase, model.config)
-    heldout = token_stream(phase, model.config, d.heldout, out / "tokens" / "heldout") if d.heldout else None
+    heldout = token_stream(d.tokenizer, model.config, d.heldout, out / "tokens" / "heldout") if d.heldout else None
 
     def measured(nats: Nats) -> dict[str, float]:
         assert heldout is not None
@@ -148,7 +149,7 @@ def run_phase(
         raise UserError(
             f"{phase.run.init_from} has another YaRN than this recipe makes; remove {out} or choose another run.out"
         )
-    shards = token_stream(phase, model.config, d.train, out / "tokens" / "train")
+    shards = token_stream(d.tokenizer, model.config, d.train, out / "tokens" / "train")
     packed = PackedDataset(
         open_streams(shards), rows=1, length=d.sequence_length, seed=phase.run.seed,
         weights=d.weights or stored_weights(shards) or None, noise=Noise.of(tokenizer, d.fim_rate, d.split_rate),
@@ -158,7 +159,7 @@ def run_phase(
         tokenizer.encode_plain, bos=model.config.bos_token_id, eos=model.config.eos_token_id[0],
         length=d.sequence_length, seed=phase.run.seed,
     )  # fmt: skip
-    mixture = LongMixture(packed, long, rows=d.batch_rows, share=phase.extend.long_share)
+    mixture = Mixture(packed, long, rows=d.batch_rows, share=phase.extend.long_share)
     with Prefetched(mixture, d.workers) as data:
         trainer = Trainer(phase, model, data, evaluate if heldout else None, mesh=mesh, tick=tick)
         trainer.train()

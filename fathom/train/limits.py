@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from fathom.runtime import UserError
@@ -23,7 +24,7 @@ FRACTIONS = (
     "optim.decay_fraction", "balance.gamma_stop_fraction", "balance.mtp_late_fraction", "data.long_fraction",
     "data.fim_rate", "data.split_rate", "extend.long_share",
 )  # fmt: skip
-BELOW_ONE = ("optim.beta1", "optim.beta2", "optim.ema_decay")
+BELOW_ONE = ("optim.beta1", "optim.beta2", "optim.ema_decay", "data.text_share")
 CHOICES = {
     "optim.moments": ("fp32", "bf16"),
     "balance.method": ("bias", "aux", "none"),
@@ -65,6 +66,15 @@ def check(config: TrainConfig) -> None:
     _check_together(config)
 
 
+def refuse(config: TrainConfig, keys: Iterable[str], why: str) -> None:
+    """UserError for the first of `keys` that has another value than its default, although it has no effect in `why`."""
+    for key in keys:
+        table, name = key.split(".")
+        values = getattr(config, table)
+        if getattr(values, name) != getattr(type(values)(), name):
+            raise UserError(f"{key} has no effect in {why}")
+
+
 def _check_rows(config: TrainConfig) -> None:
     d = config.data
     for name in ("batch_rows", "ramp_from_rows"):
@@ -72,6 +82,8 @@ def _check_rows(config: TrainConfig) -> None:
             raise UserError(f"data.{name} {getattr(d, name)} is not a multiple of data.micro_rows {d.micro_rows}")
     if bool(d.ramp_from_rows) != bool(d.ramp_tokens):
         raise UserError("data.ramp_from_rows and data.ramp_tokens belong together; set both or neither")
+    if bool(d.text) != bool(d.text_share):
+        raise UserError("data.text and data.text_share belong together; set both or neither")
     if d.ramp_from_rows > d.batch_rows:
         raise UserError(f"data.ramp_from_rows {d.ramp_from_rows} is above data.batch_rows {d.batch_rows}")
     if d.ramp_from_rows and d.long_length:

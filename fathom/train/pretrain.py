@@ -25,6 +25,7 @@ from fathom.text.shards import require_tokens, stored_weights
 from fathom.text.tokenizer import Tokenizer
 from fathom.train.config import TrainConfig
 from fathom.train.evaluate import Nats, bits_per_byte
+from fathom.train.limits import refuse
 from fathom.train.loop import Data, Trainer, ramp_of
 
 
@@ -49,9 +50,12 @@ def open_tokenizer(config: TrainConfig, model: ModelConfig) -> Tokenizer:
     return tokenizer
 
 
-def token_stream(config: TrainConfig, model: ModelConfig, jsonl: str, out: Path) -> Path:
-    """Tokenise a JSONL file of documents into `out` once and return `out`; a folder holds shards already."""
-    backend = Backend.from_file(str(Path(config.data.tokenizer) / "tokenizer.json"))
+def token_stream(tokenizer: Path | str, model: ModelConfig, jsonl: str, out: Path) -> Path:
+    """Tokenise a JSONL file of documents into `out` once and return `out`; a folder holds shards already.
+
+    `tokenizer`: its folder.
+    """
+    backend = Backend.from_file(str(Path(tokenizer) / "tokenizer.json"))
 
     def encode_batch(texts: list[str]) -> list[list[int]]:
         return [e.ids for e in backend.encode_batch(texts, add_special_tokens=False)]
@@ -101,10 +105,11 @@ def batches(config: TrainConfig, folder: Path, tokenizer: Tokenizer, ramp: Ramp)
 def pretrain(config: TrainConfig, mesh: Mesh | None = None, tick: Callable[[], None] = lambda: None) -> Path:
     """Train to the end (or resume); returns the folder of the exported checkpoint."""
     out, d = Path(config.run.out), config.data
+    refuse(config, ["data.template", "data.text"], "pretraining; they belong to SFT")
     model = start_model(config)
     tokenizer = open_tokenizer(config, model.config)
-    shards = token_stream(config, model.config, d.train, out / "tokens" / "train")
-    heldout = token_stream(config, model.config, d.heldout, out / "tokens" / "heldout") if d.heldout else None
+    shards = token_stream(d.tokenizer, model.config, d.train, out / "tokens" / "train")
+    heldout = token_stream(d.tokenizer, model.config, d.heldout, out / "tokens" / "heldout") if d.heldout else None
 
     def evaluate(nats: Nats) -> dict[str, float]:
         assert heldout is not None

@@ -1,7 +1,8 @@
 """`fathom train sft RECIPE`: dialogues -> chat format -> the same loop, training only what the assistant says.
 
 Samples are packed into rows but masked from each other (report section 5.1). Trained on: the assistant's words and the
-end token; not on system and user text, nor on the tokens that open a turn.
+end token; not on system and user text, nor on the tokens that open a turn. With data.text a share of the rows are
+pretraining documents, trained on as in pretraining: a small model forgets its English over dialogues alone (LOG.md).
 """
 
 from __future__ import annotations
@@ -10,16 +11,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fathom.config import ModelConfig
 from fathom.parallel.mesh import Mesh
 from fathom.runtime import UserError, progress
 from fathom.text.chat import ChatTemplate
 from fathom.text.chat_messages import normalize_messages
-from fathom.text.dataset import IGNORE, DialogueDataset, Sample, read_jsonl
+from fathom.text.dataset import IGNORE, DialogueDataset, Sample, open_streams, read_jsonl
+from fathom.text.mixture import Mixture
+from fathom.text.packed import Noise, PackedDataset
+from fathom.text.prefetch import Batches, Prefetched
+from fathom.text.shards import stored_weights
 from fathom.text.tokenizer import Tokenizer
 from fathom.train.config import TrainConfig
 from fathom.train.evaluate import Nats
+from fathom.train.limits import refuse
 from fathom.train.loop import Trainer
-from fathom.train.pretrain import export, open_tokenizer, start_model
+from fathom.train.pretrain import export, open_tokenizer, start_model, token_stream
 
 
 def encode_dialogue(messages: list[dict[str, Any]], template: ChatTemplate, tokenizer: Tokenizer) -> Sample:
@@ -69,27 +76,59 @@ def heldout_loss(nats: Nats, data: DialogueDataset, batches: int) -> dict[str, f
     return {"mean": total / max(tokens, 1)}
 
 
+def check(config: TrainConfig) -> None:
+    """What SFT needs and what it does not take, before anything is read."""
+    ChatTemplate.builtin(config.data.template)
+    lengths = ("data.long_length", "data.ramp_from_rows")
+    refuse(config, lengths, "SFT; its rows have data.sequence_length tokens, data.batch_rows of them a step")
+    if not config.data.text:
+        refuse(config, ("data.weights", "data.fim_rate", "data.split_rate"), "SFT without data.text")
+
+
+def dialogues(
+    config: TrainConfig, path: str, model: ModelConfig, tokenizer: Tokenizer, *, rows: int
+) -> DialogueDataset:
+    """The dialogues of a file, `rows` packed rows per batch."""
+    samples = load_samples(path, ChatTemplate.builtin(config.data.template), tokenizer)
+    length, pad = config.data.sequence_length, max(model.pad_token_id or 0, 0)
+    return DialogueDataset(samples, rows=rows, length=length, seed=config.run.seed, pad=pad)
+
+
+def dialogues_and_text(config: TrainConfig, model: ModelConfig, tokenizer: Tokenizer) -> Batches:
+    """What SFT trains on: dialogues, and data.text_share of the rows pretraining text."""
+    d = config.data
+    if not d.text:
+        return dialogues(config, d.train, model, tokenizer, rows=d.batch_rows)
+    talks = dialogues(config, d.train, model, tokenizer, rows=1)
+    return Mixture(talks, documents(config, model, tokenizer), rows=d.batch_rows, share=d.text_share)
+
+
+def documents(config: TrainConfig, model: ModelConfig, tokenizer: Tokenizer) -> PackedDataset:
+    """Rows of pretraining text, one per batch."""
+    d = config.data
+    shards = token_stream(d.tokenizer, model, d.text, Path(config.run.out) / "tokens" / "text")
+    return PackedDataset(
+        open_streams(shards), rows=1, length=d.sequence_length, seed=config.run.seed,
+        weights=d.weights or stored_weights(shards) or None, noise=Noise.of(tokenizer, d.fim_rate, d.split_rate),
+    )  # fmt: skip
+
+
 def sft(config: TrainConfig, mesh: Mesh | None = None, tick: Callable[[], None] = lambda: None) -> Path:
     """Train to the end (or resume); returns the folder of the exported checkpoint."""
     d, run = config.data, config.run
     if not run.init_from:
         raise UserError("run.init_from is empty; SFT starts from a pretrained checkpoint")
-    template = ChatTemplate.builtin(d.template)
+    check(config)
     model = start_model(config)
     tokenizer = open_tokenizer(config, model.config)
-    pad = max(model.config.pad_token_id or 0, 0)
-
-    def dataset(path: str) -> DialogueDataset:
-        samples = load_samples(path, template, tokenizer)
-        return DialogueDataset(samples, rows=d.batch_rows, length=d.sequence_length, seed=run.seed, pad=pad)
-
-    heldout = dataset(d.heldout) if d.heldout else None
+    heldout = dialogues(config, d.heldout, model.config, tokenizer, rows=d.batch_rows) if d.heldout else None
 
     def evaluate(nats: Nats) -> dict[str, float]:
         assert heldout is not None
         return heldout_loss(nats, heldout, run.eval_rows)
 
     unit = "nats/answer token"
-    trainer = Trainer(config, model, dataset(d.train), evaluate if heldout else None, unit=unit, mesh=mesh, tick=tick)
-    trainer.train()
+    with Prefetched(dialogues_and_text(config, model.config, tokenizer), d.workers) as data:
+        trainer = Trainer(config, model, data, evaluate if heldout else None, unit=unit, mesh=mesh, tick=tick)
+        trainer.train()
     return export(trainer)

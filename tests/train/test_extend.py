@@ -24,7 +24,8 @@ from fathom.model.rope import inverse_frequencies
 from fathom.model.transformer import DeepseekV3
 from fathom.runtime import UserError
 from fathom.text.batch import digest
-from fathom.text.long_rows import LongMixture, LongRows
+from fathom.text.long_rows import LongRows
+from fathom.text.mixture import Mixture
 from fathom.text.packed import PackedDataset
 from fathom.text.synthetic.long_documents import long_document
 from fathom.text.tokenizer import Tokenizer
@@ -121,7 +122,7 @@ def test_the_mixture_keeps_its_share_and_every_packed_row(tokenizer: Tokenizer, 
     stream = np.arange(4000) % 256 + 20
     packed = PackedDataset({"a": stream}, rows=1, length=64, seed=3)
     long = LongRows(tokenizer.encode_plain, bos=0, eos=1, length=64, seed=1)
-    mixture = LongMixture(packed, long, rows=3, share=share)
+    mixture = Mixture(packed, long, rows=3, share=share)
     batches = [mixture.batch(step) for step in range(10)]
     rows = [b.tokens[i] for b in batches for i in range(3)]
     made_up = [row for row in rows if row[0] == 0]
@@ -176,7 +177,7 @@ def test_halvings() -> None:
 @torch.no_grad()
 def test_by_length_is_plain_counting(corpus: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
     config, model = recipe(tmp_path, corpus, tokenizer_folder), tiny()
-    folder = token_stream(config, model.config, str(corpus / "heldout.jsonl"), tmp_path / "tokens")
+    folder = token_stream(config.data.tokenizer, model.config, str(corpus / "heldout.jsonl"), tmp_path / "tokens")
     meta = json.loads((folder / "meta.json").read_text())["sources"]
     from fathom.text.dataset import open_streams
 

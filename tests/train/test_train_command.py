@@ -19,11 +19,14 @@ from fathom import cli
 from fathom.checkpoint.reader import load_model, open_checkpoint
 from fathom.checkpoint.store import read_whole
 from fathom.runtime import UserError
+from fathom.text.batch import IGNORE, digest
 from fathom.text.tokenizer import Tokenizer
 from fathom.train.balance import gates
+from fathom.train.config import TrainConfig
+from fathom.train.figures import SAMPLE_PROMPTS
 from fathom.train.loop import ramp_of
 from fathom.train.pretrain import export_run
-from fathom.train.release import SAMPLE_PROMPTS
+from fathom.train.sft import dialogues, dialogues_and_text, documents
 
 SENTENCE = "the little fish swims in the deep sea and the little bird sings all day long"
 WORDS = SENTENCE.split()
@@ -160,18 +163,49 @@ def test_sft_starts_from_the_pretrained_weights(done: Workshop) -> None:
     assert "heldout" in done.log("sft")[-1]
 
 
-def test_release(done: Workshop, tmp_path: Path) -> None:
+def test_sft_with_pretraining_text_mixed_in(done: Workshop, tmp_path: Path) -> None:
+    """A third of the rows is text, one segment and trained on everywhere; the others are dialogues, in their order."""
+    mixed = ["--data.text", str(done.folder / "train.jsonl"), "--data.text-share", "0.34"]
+    assert done.train("sft", *mixed, "--run.out", str(tmp_path / "mixed")) == 0
+    config = TrainConfig.from_dict(json.loads((tmp_path / "mixed" / "config.json").read_text()))
+    model, tokenizer = config.model_config(), Tokenizer.from_pretrained(done.folder / "tokenizer")
+    data = dialogues_and_text(config, model, tokenizer)
+    plain = dialogues(config, config.data.train, model, tokenizer, rows=1)
+    text, talks = 0, 0
+    for row in (data.batch(step).rows(r, r + 1) for step in range(6) for r in range(4)):
+        assert row.segments is not None
+        if bool((row.labels != IGNORE).all()):
+            wanted = documents(config, model, tokenizer).batch(text)
+            assert torch.equal(row.tokens, wanted.tokens) and torch.equal(row.labels, wanted.labels)
+            assert not row.segments.any()
+            text += 1
+        else:
+            assert digest(row) == digest(plain.batch(talks))
+            talks += 1
+    assert (text, talks) == (8, 16)
+
+
+def test_release(done: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The shipped folder is FP8 with tokenizer, template and a card whose figures were measured on it."""
+    monkeypatch.setattr("fathom.train.figures.CHATS", 4)
     source = {"licence": "none", "docs": 40, "characters": 9999, "package": "made up"}
     (done.folder / "sources.json").write_text(json.dumps({"s0": source, "s1": source, "s2": {"skipped": "offline"}}))
-    assert cli.main(["train", "release", str(done.folder / "sft.toml"), "--to", str(tmp_path / "shipped")]) == 0
+    argv = ["train", "release", str(done.folder / "sft.toml"), "--to", str(tmp_path / "shipped")]
+    assert cli.main([*argv, "--beside", str(done.folder / "pretrain" / "export")]) == 0
     with open_checkpoint(tmp_path / "shipped") as checkpoint:
         assert checkpoint.is_fp8 and not checkpoint.has_mtp_copies
     card = (tmp_path / "shipped" / "README.md").read_text()
     assert "Not fetched for this build: s2." in card and "| s0 | none | 40 | 9,999 | made up |" in card
     assert all(f"> **{prompt}**" in card for prompt in SAMPLE_PROMPTS)
-    bits = {row[0]: row[1:] for row in re.findall(r"^\| (s0|s1|mean) \| ([\d.]+) \| ([\d.]+) \|$", card, flags=re.M)}
+    figure = r" ([\d.]+) \|"
+    bits = {row[0]: row[1:] for row in re.findall(rf"^\| (s0|s1|mean) \|{3 * figure}$", card, flags=re.M)}
     assert set(bits) == {"s0", "s1", "mean"} and bits["s0"][0] != bits["s0"][1]
+    assert all(pretrained == older for pretrained, _, older in bits.values())  # here the older one is the pretrained
+    assert card.count("*the model before this one:*") == len(SAMPLE_PROMPTS)
+    assert re.findall(r"^\| (pretraining|SFT) \| 0.0 M tokens, 6 steps of 4 x", card, flags=re.M) == [
+        "pretraining",
+        "SFT",
+    ]
     assert (tmp_path / "shipped" / "curves.png").read_bytes().startswith(b"\x89PNG")
     settings = json.loads((tmp_path / "shipped" / "tokenizer_config.json").read_text())
     assert settings["model_max_length"] == 256
@@ -265,8 +299,13 @@ MISTAKES: dict[str, tuple[Any, list[str], list[str]]] = {  # what was done befor
     "sft without start": (None, ["sft", "--run.init-from", ""], ["run.init_from is empty"]),
     "sft start gone": (None, ["sft"], ["pretrain/export"]),
     "sft unknown template": (None, ["sft", "--data.template", "v9"], ["v9", "v3.1"]),
+    "sft text without its share": (None, ["sft", "--data.text", "{w}/train.jsonl"], ["belong together"]),
+    "sft weights without text": (None, ["sft", "--data.fim-rate", "0.1"], ["fim_rate has no effect", "data.text"]),
+    "sft long rows": (None, ["sft", "--data.long-length", "32"], ["long_length has no effect in SFT"]),
+    "pretrain with a template": (None, ["pretrain", "--data.template", "v3.1"], ["data.template has no effect"]),
     "release not finished": (None, ["release", "--to", "{w}/out"], ["finish"]),
     "release without --to": (None, ["release"], ["--to"]),
+    "release beside nothing": (None, ["release", "--to", "{w}/out", "--beside", "gone"], ["finish"]),
 }  # fmt: skip
 
 

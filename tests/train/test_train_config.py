@@ -20,8 +20,8 @@ RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
 FROZEN = """
 preset model
 data.train data.heldout data.tokenizer data.batch_rows data.micro_rows data.sequence_length data.long_length
-data.long_fraction data.weights data.template data.fim_rate data.split_rate data.workers data.ramp_from_rows
-data.ramp_tokens
+data.long_fraction data.weights data.template data.text data.text_share data.fim_rate data.split_rate data.workers
+data.ramp_from_rows data.ramp_tokens
 optim.peak_lr optim.final_lr optim.warmup_steps optim.decay_fraction optim.beta1 optim.beta2 optim.eps
 optim.weight_decay optim.clip_norm optim.tail optim.moments optim.ema_decay
 balance.method balance.gamma balance.gamma_stop_fraction balance.alpha balance.aux_alpha balance.mtp_lambda
@@ -219,7 +219,7 @@ def test_only_what_changes_no_step_may_change() -> None:
                 kept.add(f"{table}.{key}")
     free = {k for k in KEYS if "." in k and k not in kept}
     assert free == {
-        "data.train", "data.heldout", "data.tokenizer", "data.workers", "precision.recompute", "run.out",
+        "data.train", "data.heldout", "data.text", "data.tokenizer", "data.workers", "precision.recompute", "run.out",
         "run.checkpoint_every", "run.keep_checkpoints", "run.eval_every", "run.eval_rows", "run.log_every",
         "run.tensorboard", *(k for k in KEYS if k.startswith("parallel.")),
     }  # fmt: skip

@@ -214,13 +214,13 @@ class _Experts(torch.autograd.Function):
         ctx.how, ctx.rows, ctx.params, ctx.dtype = how, rows, (gate_up, down), x.dtype
         if how.gemm != "fp8":
             kept = how.rounded(x)
-            h = how.result(_grouped(kept[rows.token], how.rounded(gate_up).mT, rows.ends))
+            h = how.result(_grouped(ops.take(kept, rows.token), how.rounded(gate_up).mT, rows.ends))
             y = how.result(_grouped(how.result(ops.swiglu(h)), how.rounded(down).mT, rows.ends))
             ctx.save_for_backward(kept, h, weights)
             return ops.combine(y, rows.place, weights).to(x.dtype)
         tiles = ops.quantise_tiles(x, "ue8m0")  # once per token: this is what travels to the experts
         gate_up_q, down_q = ops.quantise_blocks(gate_up, how.scale), ops.quantise_blocks(down, how.scale)
-        sent = fp8.Tiles(_take(tiles.values, rows.token), tiles.scale[rows.token])
+        sent = _take(ops, tiles, rows.token)
         h = how.result(ops.grouped_fprop(sent, gate_up_q, rows.ends))
         a = ops.quantise_tiles(how.result(ops.swiglu(h)), how.scale)
         y = how.result(ops.grouped_fprop(a, down_q, rows.ends))
@@ -249,18 +249,19 @@ def _backward_plain(
     how: Arithmetic, rows: Sorted, saved: Any, gate_up: Tensor, down: Tensor, dout: Tensor, weight_R: Tensor
 ) -> tuple[Tensor, Tensor, Any, Any]:
     x, h = saved[:2]
-    dy = how.rounded(dout)[rows.token]
+    dy = how.ops.take(how.rounded(dout), rows.token)
     da = _grouped(dy, how.rounded(down), rows.ends)
     dh, a, dw = how.ops.swiglu_backward(h, da, weight_R)
-    dh, a = how.result(dh), how.result(a)
+    dh = how.result(dh)
     dx = _grouped(dh, how.rounded(gate_up), rows.ends)
     assert dw is not None
 
     def add_down(grad: Tensor) -> None:
-        _grouped_add(grad, dy * weight_R[:, None].to(dy.dtype), a, rows.ends)
+        weighted = how.rounded(a * weight_R[:, None].to(a.dtype))  # half as wide as dy
+        _grouped_add(grad, dy, weighted, rows.ends)
 
     def add_gate_up(grad: Tensor) -> None:
-        _grouped_add(grad, dh, x[rows.token], rows.ends)
+        _grouped_add(grad, dh, how.ops.take(x, rows.token), rows.ends)
 
     return dx, dw, add_gate_up, add_down
 
@@ -273,10 +274,10 @@ def _backward_fp8(
     gate_up_q, down_q = ops.quantise_blocks(gate_up, how.scale), ops.quantise_blocks(down, how.scale)
     dout = how.result(dout)
     if how.gradients == "block":
-        sent = ops.quantise_block_tiles(dout[rows.token], how.scale, ends)
+        sent = ops.quantise_block_tiles(ops.take(dout, rows.token), how.scale, ends)
     else:
         tiles = ops.quantise_tiles(dout, "ue8m0")  # travels to the experts, as the activations did
-        sent = fp8.Tiles(_take(tiles.values, rows.token), tiles.scale[rows.token])
+        sent = _take(ops, tiles, rows.token)
     da = ops.grouped_dgrad(sent, down_q, ends)
     dh, a, dw = ops.swiglu_backward(h, da, weight_R)
     dh = how.result(dh)
@@ -284,21 +285,19 @@ def _backward_fp8(
     assert dw is not None
 
     def add_down(grad: Tensor) -> None:
-        dy = dout[rows.token] * weight_R[:, None]
+        dy = ops.take(dout, rows.token).mul_(weight_R[:, None])
         columns = ops.quantise_columns(dy, how.scale, ends)
         ops.grouped_wgrad(columns, ops.quantise_columns(how.result(a), how.scale, ends), ends, grad)
 
     def add_gate_up(grad: Tensor) -> None:
         columns = ops.quantise_columns(dh, how.scale, ends)
-        kept = fp8.Tiles(_take(x.values, rows.token), x.scale[rows.token])
-        ops.grouped_wgrad(columns, ops.retile(kept, "ue8m0", ends), ends, grad)
+        ops.grouped_wgrad(columns, ops.retile(_take(ops, x, rows.token), "ue8m0", ends), ends, grad)
 
     return dx, dw, add_gate_up, add_down
 
 
-def _take(values: Tensor, token: Tensor) -> Tensor:
-    """Rows of E4M3 bytes."""
-    return values.view(torch.uint8)[token].view(values.dtype)
+def _take(ops: TrainOps, tiles: fp8.Tiles, token: Tensor) -> fp8.Tiles:
+    return fp8.Tiles(ops.take(tiles.values, token), ops.take(tiles.scale, token))
 
 
 def routed_experts(

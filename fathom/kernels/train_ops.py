@@ -1,7 +1,7 @@
 """What a training step calls besides plain matmuls: one table, the definition and the fast version of each operation.
 
     FP8         quantisers and products of kernels/fp8.py
-    rows        SwiGLU with its backward, the weighted sum of a token's experts, roundings: defined below
+    rows        SwiGLU with its backward, rows by index and the weighted sum of a token's experts, roundings: below
 
 `plain` is PyTorch alone and runs anywhere; `cpu` is C++ with the same bits for FP8 and the same function for the rest;
 `triton` has the FP8 operations for GPUs and takes the rest from `plain`.
@@ -44,6 +44,7 @@ class TrainOps:
     swiglu: Callable[[Tensor], Tensor]
     swiglu_backward: Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor | None]]
     combine: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    take: Callable[[Tensor, Tensor], Tensor]
 
 
 def round_bf16(x: Tensor) -> Tensor:
@@ -81,6 +82,13 @@ def combine(y_RD: Tensor, place_TK: Tensor, weight_TK: Tensor | None) -> Tensor:
     """[R, D] -> [T, D]: the (weighted) sum of each token's rows, in order of K."""
     y = y_RD[place_TK]
     return y.sum(1) if weight_TK is None else (y * weight_TK[..., None].to(y.dtype)).sum(1)
+
+
+def take(x: Tensor, rows: Tensor) -> Tensor:
+    """[T, ...], int64 [R] -> [R, ...], any dtype."""
+    if x.dtype == torch.float8_e4m3fn:  # PyTorch indexes bytes faster than FP8, or FP8 not at all
+        return x.view(torch.uint8)[rows].view(x.dtype)
+    return x[rows]
 
 
 def _plain() -> TrainOps:

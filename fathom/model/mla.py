@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from fathom.config import ModelConfig
 from fathom.kernels.attention import attention
+from fathom.kernels.pointwise import rotate
 from fathom.model.layers import RMSNorm, dense_weight
-from fathom.model.rope import rotate
 
 AttentionForm = Literal["naive", "absorbed"]
 LATENT_NORM_EPS = 1e-6

@@ -2,7 +2,8 @@
 
 Pairs are ADJACENT values (interleaved), as in the checkpoint: (x0, x1), (x2, x3), ... Never rotate halves of the raw
 order (facts 9.1). YaRN (report 4.3) slows the low frequencies by `factor`; its attention factor sits entirely in the
-softmax scale (ModelConfig.softmax_scale), cos and sin are multiplied by 1.0 in every release.
+softmax scale (ModelConfig.softmax_scale), cos and sin are multiplied by 1.0 in every release. The rotation itself is
+kernels/pointwise.py's.
 """
 
 from __future__ import annotations
@@ -44,10 +45,3 @@ def rotation(config: ModelConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
     angle = positions[..., None].float() * inverse_frequencies(config, positions.device)
     amplitude = config.rope_scaling.rope_amplitude if config.rope_scaling else 1.0
     return angle.cos() * amplitude, angle.sin() * amplitude
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate adjacent pairs of x [..., T, H, R] by cos, sin [..., T, R/2]; computed in FP32, returned in x's dtype."""
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = cos[..., None, :], sin[..., None, :]
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)

@@ -189,7 +189,7 @@ def test_bf16_experts(table: str) -> None:
             dh = bf16(dh)
             dx[t] += gate_up[e].T @ dh
             d_gate_up[e] += torch.outer(dh, x[t])
-            d_down[e] += torch.outer(weights[t, k] * dout[t], bf16(a.detach()))
+            d_down[e] += torch.outer(dout[t], bf16(weights[t, k] * a.detach()))
     nearly_bits(mine.y, y, 0.0, bits=False)
     nearly_bits(mine.gradients[0], dx, 0.95)
     close(mine.gradients[1], d_weights, 1e-4)

@@ -8,7 +8,8 @@ from small_models import CONFIGS
 from torch import Tensor
 
 from fathom.config import ModelConfig
-from fathom.model.rope import inverse_frequencies, rotate, rotation
+from fathom.kernels.pointwise import rotate
+from fathom.model.rope import inverse_frequencies, rotation
 
 V3 = ModelConfig.preset("v3-671b")
 CHECK = {

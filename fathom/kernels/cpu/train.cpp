@@ -1,6 +1,7 @@
 // The C interface of the training kernels; Python's side is train.py. Everything returns 0, or 1 when memory ran out.
 #include "fp8_gemm.h"
 #include "train_attention.h"
+#include "train_pointwise.h"
 #include "train_rows.h"
 
 using namespace fathom;
@@ -117,6 +118,34 @@ int fathom_combine(const float* y, const int64_t* place, const float* weight, in
 
 int fathom_exp_rows(float* x, int64_t rows, int64_t n, float* top, float* sum) {
     exp_rows(x, rows, n, top, sum);
+    return 0;
+}
+
+int fathom_rms_norm(const float* x, int64_t stride, const float* weight, int64_t rows, int64_t n, float eps, float* y,
+                    float* inverse) {
+    rms_norm(x, stride, weight, rows, n, eps, y, inverse);
+    return 0;
+}
+
+int fathom_rms_norm_backward(const float* dy, const float* x, int64_t stride, const float* weight, const float* inverse,
+                             int64_t rows, int64_t n, float* dx, float* dw) {
+    try {
+        rms_norm_backward(dy, x, stride, weight, inverse, rows, n, dx, dw);
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
+    return 0;
+}
+
+// shape: sequences, tokens, heads, width; strides of the first three axes of x.
+int fathom_rotate(const float* x, const int64_t* shape, const int64_t* strides, const float* cos, const float* sin,
+                  int shared, float sign, float* y) {
+    rotate(x, strides, shape[0], shape[1], shape[2], shape[3], cos, sin, shared, sign, y);
+    return 0;
+}
+
+int fathom_take_rows(const char* x, int64_t bytes, const int64_t* index, int64_t count, char* out) {
+    take_rows(x, bytes, index, count, out);
     return 0;
 }
 

@@ -9,7 +9,7 @@ Shapes: T tokens, N outputs, K inputs, E experts.
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_int, c_int64, c_void_p
+from ctypes import c_float, c_int, c_int64, c_void_p
 from functools import cache
 
 import torch
@@ -38,6 +38,10 @@ _SIGNATURES = {
     "exp_rows": (_P, _I, _I, _P, _P),
     "attention_forward": (_P,),
     "attention_backward": (_P,),
+    "rms_norm": (_P, _I, _P, _I, _I, c_float, _P, _P),
+    "rms_norm_backward": (_P, _P, _I, _P, _P, _I, _I, _P, _P),
+    "rotate": (_P, _P, _P, _P, _P, c_int, c_float, _P),
+    "take_rows": (_P, _I, _P, _I, _P),
     "adamw": (_P, _P, _P, _P, _I, c_int, _P),
 }
 
@@ -61,7 +65,7 @@ def available() -> str | None:
     return lib if isinstance(lib, str) else None
 
 
-def _call(name: str, *arguments: Tensor | int | None) -> None:
+def _call(name: str, *arguments: Tensor | float | None) -> None:
     lib = _load()
     if isinstance(lib, str):
         raise UserError(f"the C++ training kernels are not available: {lib}")
@@ -223,6 +227,14 @@ def combine(y: Tensor, place: Tensor, weight: Tensor | None) -> Tensor:
     return out
 
 
+def take(x: Tensor, rows: Tensor) -> Tensor:
+    """[T, ...], int64 [R] -> [R, ...]."""
+    x, rows = x.detach().contiguous(), rows.contiguous()
+    out = x.new_empty(rows.numel(), *x.shape[1:])
+    _call("take_rows", x, x[0].numel() * x.itemsize, rows, rows.numel(), out)
+    return out
+
+
 def exp_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """FP32 logits [R, n] become e^(x - largest of the row) in place; returns (largest, sum) [R]."""
     assert x.is_contiguous() and x.dtype == torch.float32
@@ -235,6 +247,40 @@ def adamw(weight: Tensor, grad: Tensor, m: Tensor, v: Tensor, constants: list[fl
     """One step in place over flat tensors; constants as train.cpp lists them."""
     half = {torch.float32: 0, torch.bfloat16: 1}[m.dtype]
     _call("adamw", weight, grad, m, v, weight.numel(), half, torch.tensor(constants, dtype=torch.float32))
+
+
+# ---- norms and positions: see pointwise.py
+
+
+def _strided(x: Tensor) -> tuple[Tensor, int]:
+    """x [..., n] as rows [R, n] and their stride, copied only where one stride does not describe them."""
+    rows = x.detach().reshape(-1, x.shape[-1])
+    return (rows, rows.stride(0)) if rows.stride(1) == 1 else (rows.contiguous(), rows.shape[1])
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """FP32 [..., n] -> normed [..., n] and 1 / sqrt(mean(x^2) + eps) of each row."""
+    rows, stride = _strided(x)
+    y, inverse = torch.empty(x.shape), torch.empty(rows.shape[0])
+    _call("rms_norm", rows, stride, _dense(weight), *rows.shape, eps, y, inverse)
+    return y, inverse
+
+
+def rms_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of x and weight."""
+    rows, stride = _strided(x)
+    dx, dw = torch.empty(x.shape), torch.empty(weight.shape)
+    _call("rms_norm_backward", _dense(dy), rows, stride, _dense(weight), inverse, *rows.shape, dx, dw)
+    return dx, dw
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
+    """FP32 x [B, T, H, R], cos and sin [T, R/2] or [B or 1, T, R/2] -> [B, T, H, R]; sign -1 turns back."""
+    x, cos, sin = _rows(x.detach()), _dense(cos), _dense(sin)
+    y = torch.empty(x.shape)
+    shape, strides = torch.tensor(x.shape), torch.tensor(x.stride()[:3])
+    _call("rotate", x, shape, strides, cos, sin, int(cos.numel() == x.shape[1] * cos.shape[-1]), sign, y)
+    return y
 
 
 # ---- attention: see train_attention.h
@@ -253,7 +299,7 @@ class _Attention(ctypes.Structure):
     _fields_ = (
         *((name, _Heads) for name in ("q", "k", "v", "o", "d_o", "d_q", "d_k", "d_v")),
         ("lse", _P), *((name, _I) for name in ("sequences", "heads", "tokens", "width", "value_width")),
-        ("scale", ctypes.c_float),
+        ("scale", c_float),
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from fathom.train.config import TrainConfig
 
 USAGE = """usage: fathom train pretrain|sft RECIPE [--key.sub value ...] [--dry-run [--json]]
        fathom train extend RECIPE [--key.sub value ...] [--dry-run [--json]]
-       fathom train report RUN [RUN ...] --to FILE.html|FILE.png
+       fathom train report RUN [RUN ...] --to FILE.html|FILE.png [--smoothing F]
        fathom train export RUN --to FOLDER [--dtype fp32|bf16|fp8] [--step N] [--ema]
        fathom train release RECIPE --to FOLDER [--beside MODEL]
 
@@ -92,12 +92,25 @@ def _runner(kind: str) -> Callable[..., Path]:
     return extend
 
 
-def _report(argv: list[str]) -> int:
-    from fathom.train.report import report
+@dataclass(frozen=True)
+class Report:
+    """Draw one run, or several over each other, as page or picture; the loss of each against the first as text."""
 
-    if len(argv) < 3 or argv[-2] != "--to" or any(a.startswith("-") for a in argv[:-2]):
-        raise UserError("train report needs one or more run folders and then --to FILE.html or --to FILE.png")
-    print(f"done: {report([Path(run) for run in argv[:-2]], Path(argv[-1]))}", file=sys.stderr)
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of runs; they may be going on."""
+    to: Annotated[Path, tyro.conf.arg(metavar="FILE")]
+    """A .html page or a .png picture."""
+    smoothing: float = 0.9
+    """Weight of the past per logged step, in the curves of losses and norms."""
+
+
+def _report(argv: list[str]) -> int:
+    from fathom.train.report import against_first, report
+
+    args = parse_flags(Report, "fathom train report", argv)
+    for line in against_first(report(args.runs, args.to, args.smoothing)):
+        print(line)
+    print(f"done: {args.to}", file=sys.stderr)
     return 0
 
 

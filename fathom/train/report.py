@@ -5,11 +5,13 @@
 Reads only those two files, so it works while a run goes on and after it was killed: a half-written last line is left
 out. What a run did not measure has no panel. The page needs no network: styles and pictures are inside the file.
 
-Smoothing is an exponential average of 0.9 per logged step, the report's own for Figure 10 (FP8 against BF16).
+Smoothing is an exponential average, 0.9 per logged step unless asked otherwise: the report's own for Figure 10 (FP8
+against BF16), whose steps have a thousand times the tokens of ours.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -35,6 +37,7 @@ class Run:
     name: str
     config: dict[str, Any]
     records: list[Record]
+    smoothing: float = SMOOTHING
 
     @property
     def tokens(self) -> Array:
@@ -48,6 +51,12 @@ class Run:
     def applied(self, values: Array) -> Array:
         """The same with NaN at skipped steps, which must not pull the smoothed curve."""
         return np.where(self.skipped, math.nan, values)
+
+    def smoothed(self, values: Array) -> Array:
+        """`values` [N] or [N, n] smoothed along the steps, skipped ones left out."""
+        if values.ndim == 2:
+            return np.stack([self.smoothed(column) for column in values.T], axis=1)
+        return smooth(self.applied(values), self.smoothing)
 
     def column(self, key: str) -> Array:
         """[N, n] float64 of a list in each record; short or absent ones are NaN."""
@@ -88,7 +97,7 @@ def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path, smoothing: float = SMOOTHING) -> Run:
     """Config and log of a run folder; lines that are no record (the last one, half written) are left out."""
     log = folder / "log.jsonl"
     if not (folder / "config.json").exists():
@@ -106,7 +115,7 @@ def read_run(folder: Path) -> Run:
             records[record["step"]] = record
     if not records:
         raise UserError(f"{log} has no step yet; the first is written after run.log_every steps")
-    return Run(folder.resolve().name, config, [records[step] for step in sorted(records)])
+    return Run(folder.resolve().name, config, [records[step] for step in sorted(records)], smoothing)
 
 
 def smooth(values: Array, factor: float = SMOOTHING) -> Array:
@@ -125,7 +134,7 @@ def relative_difference(base: Run, other: Run) -> tuple[Array, Array]:
     a, b = ({r["step"]: i for i, r in enumerate(run.records)} for run in (base, other))
     steps = sorted(a.keys() & b.keys())
     at_a, at_b = [a[s] for s in steps], [b[s] for s in steps]
-    one, two = (smooth(run.applied(run.series("loss")))[at] for run, at in ((base, at_a), (other, at_b)))
+    one, two = (run.smoothed(run.series("loss"))[at] for run, at in ((base, at_a), (other, at_b)))
     return base.tokens[at_a], 100 * (two / one - 1)
 
 
@@ -134,7 +143,7 @@ def summary(run: Run) -> dict[str, str]:
     last, steps = run.records[-1], run.steps
     end = last["step"]
     state = f"{end:,} of {steps:,}" if steps else f"{end:,}"
-    loss, *mtp = (smooth(run.applied(c))[-1] for c in (run.series("loss"), *run.column("mtp_loss").T))
+    loss, *mtp = (run.smoothed(c)[-1] for c in (run.series("loss"), *run.column("mtp_loss").T))
     rate = np.nanmedian(run.series("tokens_per_second")) if np.isfinite(run.series("tokens_per_second")).any() else 0
     share, violation = run.series("flops_share"), run.column("load_max_over_mean")
     tokens, held = run.heldout()
@@ -181,26 +190,45 @@ def distinct_names(runs: Sequence[Run], folders: Sequence[Path]) -> list[Run]:
     """Runs whose folders have the same last part are told apart by their whole path."""
     names = [run.name for run in runs]
     return [
-        run if names.count(run.name) == 1 else Run(str(folder), run.config, run.records)
+        run if names.count(run.name) == 1 else dataclasses.replace(run, name=str(folder))
         for run, folder in zip(runs, folders, strict=True)
     ]
 
 
-def report(folders: Sequence[Path], to: Path) -> Path:
-    """Draw the runs into `to`, a .html page or a .png picture; returns `to`."""
+def against_first(runs: Sequence[Run]) -> list[str]:
+    """A sentence for each run but the first: how far its smoothed loss is from the first one's."""
+    said = []
+    for run in runs[1:]:
+        tokens, percent = relative_difference(runs[0], run)
+        if not np.isfinite(percent).any():
+            said.append(f"{run.name} has no step in common with {runs[0].name}")
+            continue
+        most = int(np.nanargmax(abs(percent)))
+        said.append(
+            f"{run.name} against {runs[0].name}: smoothed loss {percent[-1]:+.3f} % at {count(tokens[-1])} tokens, "
+            f"at most {abs(percent[most]):.3f} % off (at {count(tokens[most])}), "
+            f"in the second half {np.nanmax(abs(percent[len(percent) // 2 :])):.3f} %"
+        )
+    return said
+
+
+def report(folders: Sequence[Path], to: Path, smoothing: float = SMOOTHING) -> list[Run]:
+    """Draw the runs into `to`, a .html page or a .png picture; returns them as they were read."""
+    if not 0 <= smoothing < 1:
+        raise UserError(f"--smoothing is {smoothing}, it must be at least 0 and below 1")
     if to.suffix not in (".html", ".png"):
         raise UserError(f"--to {to} must end in .html or .png")
     if not folders:
         raise UserError("report needs at least one run folder")
     if len(folders) > 8:
         raise UserError(f"{len(folders)} runs were given; at most 8 can be told apart by colour")
-    runs = distinct_names([read_run(folder) for folder in folders], folders)
+    runs = distinct_names([read_run(folder, smoothing) for folder in folders], folders)
     from fathom.train import report_draw, report_panels  # they need matplotlib, which takes a second to load
 
     if to.suffix == ".png":
         with atomic_write(to) as temporary:
             report_panels.write_png(runs, temporary)
-        return to
+        return runs
     import jinja2
 
     template = (Path(__file__).parent / "report.html.jinja").read_text(encoding="utf-8")
@@ -216,4 +244,4 @@ def report(folders: Sequence[Path], to: Path) -> Path:
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
     write_text(to, page)
-    return to
+    return runs

@@ -14,7 +14,7 @@ import matplotlib.ticker
 import numpy as np
 from matplotlib.figure import Figure
 
-from fathom.train.report import Run, relative_difference, smooth
+from fathom.train.report import Run, relative_difference
 from fathom.train.report_draw import (
     COLOURS,
     STYLE,
@@ -85,7 +85,7 @@ def _loss(ax: Any, runs: Sequence[Run], axis: Axis) -> None:
             line(
                 ax,
                 axis.x(run.tokens),
-                smooth(run.applied(values)),
+                run.smoothed(values),
                 color=tone,
                 linestyle=style,
                 label=name_of(runs, i, "next token", part),
@@ -109,7 +109,7 @@ def _relative(ax: Any, runs: Sequence[Run], axis: Axis) -> None:
         tokens, percent = relative_difference(runs[0], run)
         late = tokens >= 0.03 * tokens[-1] if len(tokens) else tokens.astype(bool)
         line(ax, axis.x(tokens[late]), percent[late], color=colour(i), label=run.name)
-    finish(ax, axis, "difference in smoothed loss, %")
+    finish(ax, axis, f"difference in loss, smoothed by {runs[0].smoothing:g}, %")
 
 
 def _heldout(ax: Any, runs: Sequence[Run], axis: Axis) -> None:
@@ -134,7 +134,7 @@ def _norm(ax: Any, runs: Sequence[Run], axis: Axis) -> None:
     for i, run in enumerate(runs):
         values = run.series("grad_norm")
         raw(ax, axis.x(run.tokens), values, colour(i))
-        line(ax, axis.x(run.tokens), smooth(run.applied(values)), color=colour(i), label=name_of(runs, i, ""))
+        line(ax, axis.x(run.tokens), run.smoothed(values), color=colour(i), label=name_of(runs, i, ""))
         crosses(ax, axis.x(run.tokens), values, run.skipped, colour(i) if len(runs) > 1 else "#b00020")
     clips = {run.config.get("optim", {}).get("clip_norm") for run in runs} - {None}
     for clip in clips:
@@ -146,7 +146,7 @@ def _norm(ax: Any, runs: Sequence[Run], axis: Axis) -> None:
 def _violation(ax: Any, runs: Sequence[Run], axis: Axis) -> None:
     for i, run in enumerate(runs):
         layers, x = run.column("load_max_over_mean"), axis.x(run.tokens)
-        smoothed = np.stack([smooth(c) for c in layers.T], axis=1) if layers.size else layers
+        smoothed = run.smoothed(layers) if layers.size else layers
         if len(runs) > 1:
             if smoothed.size:
                 ax.fill_between(x, *extremes(smoothed), color=colour(i), alpha=0.15, linewidth=0)
@@ -204,7 +204,7 @@ def _speed(ax: Any, runs: Sequence[Run], axis: Axis) -> None:
     for i, run in enumerate(runs):
         values = run.series("tokens_per_second")
         raw(ax, axis.x(run.tokens), values, colour(i))
-        line(ax, axis.x(run.tokens), smooth(values), color=colour(i), label=name_of(runs, i, ""))
+        line(ax, axis.x(run.tokens), run.smoothed(values), color=colour(i), label=name_of(runs, i, ""))
     ax.set_ylim(bottom=0)
     ax.yaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:,.0f}"))
     finish(ax, axis, "tokens per second")
@@ -214,7 +214,7 @@ def _share(ax: Any, runs: Sequence[Run], axis: Axis) -> None:
     for i, run in enumerate(runs):
         values = 100 * run.series("flops_share")
         raw(ax, axis.x(run.tokens), values, colour(i))
-        line(ax, axis.x(run.tokens), smooth(values), color=colour(i), label=name_of(runs, i, ""))
+        line(ax, axis.x(run.tokens), run.smoothed(values), color=colour(i), label=name_of(runs, i, ""))
     ax.set_ylim(bottom=0)
     finish(ax, axis, "% of measured FLOP/s")
 

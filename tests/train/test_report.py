@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from made_up_runs import make_run
 
+from fathom.commands.train import main as command
 from fathom.runtime import UserError
 from fathom.train.report import (
     count,
@@ -40,12 +41,17 @@ def write_records(folder: Path, records: list[dict[str, Any]], tail: str = "", *
     return folder
 
 
+def drawn(folders: list[Path], to: Path) -> Path:
+    report(folders, to)
+    return to
+
+
 def titles(folder: Path) -> list[str]:
     return [p.title for p in panels([read_run(folder)])]
 
 
 def test_a_page_is_one_file_with_every_panel(whole: Path, tmp_path: Path) -> None:
-    page = report([whole], tmp_path / "page.html").read_text()
+    page = drawn([whole], tmp_path / "page.html").read_text()
     wanted = ["Training loss", "Held-out by source", "Gradient norm", "Busiest expert", "Dead experts", "Learning rate",
               "Batch size", "Speed", "Share of this machine", "Load of every expert at"]  # fmt: skip
     for title in wanted:
@@ -63,13 +69,13 @@ def test_a_page_is_one_file_with_every_panel(whole: Path, tmp_path: Path) -> Non
 
 
 def test_a_picture(whole: Path, tmp_path: Path) -> None:
-    data = report([whole], tmp_path / "picture.png").read_bytes()
+    data = drawn([whole], tmp_path / "picture.png").read_bytes()
     assert data.startswith(b"\x89PNG") and int.from_bytes(data[16:20], "big") == 1680
 
 
 def test_two_runs_are_compared(whole: Path, tmp_path: Path) -> None:
     other = make_run(tmp_path / "other", steps=80, of=120, seed=4, lr=1e-3)
-    page = report([whole, other], tmp_path / "page.html").read_text()
+    page = drawn([whole, other], tmp_path / "page.html").read_text()
     assert 'aria-label="Loss against whole"' in page and page.count('aria-label="Load of every expert of') == 2
     assert "optim.peak_lr" in page and "0.002" in page and "0.001" in page
     changed = dict(differences([read_run(whole), read_run(other)]))
@@ -88,7 +94,7 @@ def test_a_crashed_run(tmp_path: Path, tail: str) -> None:
     assert [r["step"] for r in read_run(run).records] == [1, 2, 3]
     assert summary(read_run(run))["Steps"] == "3 of 10 (30 %)"
     if tail.startswith("{"):
-        assert "3 of 10" in report([run], tmp_path / "page.html").read_text()
+        assert "3 of 10" in drawn([run], tmp_path / "page.html").read_text()
 
 
 def test_a_run_without_evaluation_and_with_one_record(tmp_path: Path) -> None:
@@ -142,6 +148,20 @@ def test_relative_difference_is_in_percent_at_common_steps(tmp_path: Path) -> No
     assert tokens.tolist() == [2, 4, 6, 8] and percent == pytest.approx(0.5)
 
 
+def test_how_far_runs_are_apart_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    losses = {"a": [2.0] * 8, "b": [2.0, 2.0, 2.1, 2.0, 2.0, 1.99, 2.0, 2.0]}
+    for name, values in losses.items():
+        write_records(tmp_path / name, [{"step": i, "tokens": i, "loss": x} for i, x in enumerate(values, 1)])
+    argv = ["report", str(tmp_path / "a"), str(tmp_path / "b"), "--to", str(tmp_path / "x.png"), "--smoothing"]
+    assert command([*argv, "0"]) == 0
+    said = "b against a: smoothed loss +0.000 % at 8 tokens, at most 5.000 % off (at 3), in the second half 0.500 %\n"
+    assert capsys.readouterr().out == said
+    assert command([*argv, "0.5"]) == 0
+    assert "at most 2.857 % off (at 3)" in capsys.readouterr().out  # (2.1 + 2.0 / 2 + 2.0 / 4) / 1.75
+    with pytest.raises(UserError, match=r"--smoothing is 1.0, it must be at least 0 and below 1"):
+        command([*argv, "1"])
+
+
 def test_the_last_load_is_drawn(whole: Path) -> None:
     found = read_run(whole).load()
     assert found is not None and found[1].shape == (6, 32)
@@ -180,5 +200,5 @@ def test_what_is_no_run_is_refused(whole: Path, tmp_path: Path) -> None:
 
 def test_names_are_escaped(tmp_path: Path) -> None:
     run = write_records(tmp_path / "<b>&run", [{"step": 1, "tokens": 1, "loss": 1.0}])
-    page = report([run], tmp_path / "page.html").read_text()
+    page = drawn([run], tmp_path / "page.html").read_text()
     assert "<b>" not in page and "&lt;b&gt;&amp;run" in page

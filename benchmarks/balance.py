@@ -48,10 +48,10 @@ def config_of(arm: str, seed: int, out: Path) -> TrainConfig:
         recipe[table] = recipe[table] | values
     recipe["run"] |= {"out": str(out / f"{arm}-{seed}"), "seed": seed}
     config = TrainConfig.from_dict(recipe)
-    shards = {}
+    shards: dict[str, Any] = {}
     for side in ("train", "heldout"):  # tokenised once for all runs
         text = recipe["data"][side]
-        shards[side] = str(token_stream(config, config.model_config(), text, out / "tokens" / side))
+        shards[side] = str(token_stream(config.data.tokenizer, config.model_config(), text, out / "tokens" / side))
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **shards))
 
 

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+import torch.multiprocessing.spawn as mp
 
 from fathom.kernels.deferred import WeightGradients
 from fathom.model.transformer import DeepseekV3

@@ -200,7 +200,7 @@ def rotated(items: list[T], by: int) -> list[T]:
 
 def make_report(
     config: ModelConfig, running: dict[str, Contender], rates: Rates, limit: dict[str, float],
-    firsts: dict[str, list[int]], all_measures: list[Measure], value: int,
+    firsts: dict[str, list[int]], all_measures: list[Measure], value: float,
 ) -> dict[str, Any]:  # fmt: skip
     floor = {
         m.name: floor_rate(config, m, value, limit.get(m.name, limit["DRAM"]), limit["matmul"]) for m in all_measures

@@ -111,7 +111,8 @@ def main() -> None:
     ids = torch.randint(model.vocab_size, (args.rows, args.length + 1), generator=torch.Generator().manual_seed(1))
     batch = Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
     steps = contenders(model, batch, args.quick, fields)
-    peaks, seconds = [], {name: [] for name in steps}
+    peaks: list[float] = []
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(args.repeats + 1):  # the first turn warms up
         peaks.append(matmul_peak(CPU, torch.float32))
         for name, step in steps.items():

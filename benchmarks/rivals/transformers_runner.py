@@ -61,7 +61,7 @@ class TransformersRunner:
         more: dict[str, Any] = {}
         if variant.endswith("compiled"):
             config = CompileConfig(fullgraph=False, mode="default")
-            config._compile_all_devices = True  # transformers compiles on its own on accelerators only
+            config._compile_all_devices = True  # type: ignore[assignment]  # transformers compiles on accelerators only
             more = {"cache_implementation": "static", "compile_config": config}
         out = self._model(variant).generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=new, pad_token_id=0,

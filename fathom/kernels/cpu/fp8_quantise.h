@@ -25,16 +25,21 @@ inline void quantise_tiles(const float* x, int64_t rows, int64_t n, bool power, 
 }
 
 // value(r, c, lanes): `lanes` <= W floats of row r from column c as a vector. Rows low .. high share a scale per column.
-// A strip of columns at a time, so that whole cache lines are read; the second pass finds the strip in the cache.
-template <class Source>
+// A strip of columns at a time, so that whole cache lines are read. The first pass keeps its values side by side: rows
+// that are a power of two apart fall on the same few lines of the cache, and a second pass would not find them there.
+template <int64_t STRIP, class Source>
 INLINE void quantise_span(Source& value, int64_t low, int64_t high, int64_t n, bool power, uint8_t* q, float* scale) {
-    constexpr int64_t STRIP = 64, VECTORS = STRIP / W;
+    constexpr int64_t VECTORS = STRIP / W;
+    alignas(64) float kept[TILE_K * STRIP];
     for (int64_t c = 0; c < n; c += STRIP) {
         const int64_t width = std::min(STRIP, n - c), vectors = (width + W - 1) / W;
         vf by[VECTORS] = {};
         for (int64_t r = low; r < high; ++r)
-            for (int64_t v = 0; v < vectors; ++v)
-                by[v] = larger(by[v], absolute(value(r, c + v * W, std::min<int64_t>(W, width - v * W))));
+            for (int64_t v = 0; v < vectors; ++v) {
+                const vf x = value(r, c + v * W, std::min<int64_t>(W, width - v * W));
+                by[v] = larger(by[v], absolute(x));
+                store(kept + (r - low) * STRIP + v * W, x);
+            }
         for (int64_t v = 0; v < vectors; ++v) {
             for (int i = 0; i < W; ++i) by[v][i] = scale_of(by[v][i], power);
             std::memcpy(scale + c + v * W, &by[v], std::min<int64_t>(W, width - v * W) * sizeof(float));
@@ -42,9 +47,9 @@ INLINE void quantise_span(Source& value, int64_t low, int64_t high, int64_t n, b
         for (int64_t r = low; r < high; ++r)
             for (int64_t v = 0; v < vectors; ++v) {
                 const int64_t lanes = std::min<int64_t>(W, width - v * W);
-                const vb bytes = encode_fp8(value(r, c + v * W, lanes) / by[v]);
-                if (lanes == W) std::memcpy(q + r * n + c + v * W, &bytes, sizeof bytes);
-                else std::memcpy(q + r * n + c + v * W, &bytes, lanes);
+                uint8_t *const to = q + r * n + c + v * W, bytes[W];
+                encode_fp8(load(kept + (r - low) * STRIP + v * W) / by[v], lanes == W ? to : bytes);
+                if (lanes < W) std::memcpy(to, bytes, lanes);
             }
     }
 }
@@ -62,7 +67,7 @@ inline void quantise_columns(const float* x, int64_t n, const int64_t* spans, in
     auto value = [&](int64_t r, int64_t c, int64_t lanes) { return load_some(x + r * n + c, lanes); };
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < count; ++i)
-        quantise_span(value, spans[2 * i], spans[2 * i + 1], n, power, q, scale + i * n);
+        quantise_span<128>(value, spans[2 * i], spans[2 * i + 1], n, power, q, scale + i * n);
 }
 
 // Tiles [T, n] to columns: dequantised 1x128, quantised again 128x1 (cached activations on their way to wgrad).
@@ -77,7 +82,7 @@ inline void retile(const uint8_t* from, const float* from_scale, int64_t n, cons
     };
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < count; ++i)
-        quantise_span(value, spans[2 * i], spans[2 * i + 1], n, power, q, scale + i * n);
+        quantise_span<32>(value, spans[2 * i], spans[2 * i + 1], n, power, q, scale + i * n);
 }
 
 // w [E, rows, n] -> q, scale [E, ceil(rows / 128), ceil(n / 128)].

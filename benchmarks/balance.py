@@ -38,6 +38,7 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "none": {"balance": {"method": "none", "alpha": 0.0}},
     "mtp": {"model": {"num_nextn_predict_layers": 1}},
 }
+DRAWN = ("bias", "aux", "none")
 ROWS = 64  # of held-out text per source, for loads
 
 
@@ -107,7 +108,7 @@ def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    arms = [arm for arm in ("bias", "aux", "none") if arm in found]
+    arms = [arm for arm in DRAWN if arm in found]
     figure, axes = plt.subplots(len(arms), 1, figsize=(11, 2.6 * len(arms)), constrained_layout=True, squeeze=False)
     for axis, arm in zip(axes[:, 0], arms, strict=True):
         shares = {name: np.array(s)[-1] for name, s in found[arm][0]["shares"].items()}
@@ -141,7 +142,8 @@ def main() -> None:
             summary.setdefault(arm, {})[name] = {"mean": mean(values), "std": spread, "values": values}
             line += f"  {name} {mean(values):.4f} +- {spread:.4f}"
         print(line)
-    draw(found, args.out / "specialisation.png")
+    if set(found) & set(DRAWN):
+        draw(found, args.out / "specialisation.png")
     print(json.dumps(summary))
 
 

@@ -20,9 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fathom.kernels import reference
 from fathom.kernels.attention import attention
 from fathom.kernels.cpu import train as cpp
-from fathom.kernels.pointwise import rms_norm, rotate
+from fathom.kernels.pointwise import plain_rotate, rms_norm, rotate
 from fathom.kernels.torch_ops import linear_cross_entropy
 from fathom.kernels.train_ops import combine, swiglu, swiglu_backward
 from fathom.runtime import keep_freed_memory
@@ -52,16 +53,6 @@ def forward_backward(f: Callable[..., Tensor], *inputs: Tensor) -> Callable[[], 
 
 def plain_norm(x: Tensor, weight: Tensor) -> Tensor:
     return F.rms_norm(x, weight.shape, weight, 1e-6)
-
-
-def plain_rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = cos[..., None, :], sin[..., None, :]
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
-
-
-def plain_head(h: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(h @ weight.T, labels, reduction="sum")
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -98,7 +89,7 @@ def rows(tokens: int) -> Iterator[Row]:
     h, head, labels = torch.randn(tokens, d), torch.randn(vocab, d) * 0.02, torch.randint(vocab, (tokens,))
     yield Row("head and loss, forward and backward", 6.0 * tokens * d * vocab, 0, {
         "chunks, c++": forward_backward(lambda a, b: linear_cross_entropy(a, b, labels), h, head),
-        "torch": forward_backward(lambda a, b: plain_head(a, b, labels), h, head),
+        "torch": forward_backward(lambda a, b: reference.linear_cross_entropy(a, b, labels), h, head),
     })  # fmt: skip
 
     gain = torch.ones(d)

@@ -4,9 +4,9 @@
 
 Both sides do a whole step: forward, loss, backward, clipping at norm 1, AdamW. transformers gets the best of its expert
 and attention implementations; it has no MTP, so Fathom trains without it here. torchtitan's deepseek_v3 joins where it
-is installed (rivals/torchtitan_step.py says how). Contenders take turns within one
-process, a step each, so that a busy machine slows all of them; figures are medians. The floor is the FLOPs of a step
-(three forwards, model/cost.py) at the matmul peak measured in the same run. The last line is one JSON document.
+is installed (rivals/torchtitan_model.py says how). Contenders take turns within one process, a step each, so that a
+busy machine slows all of them; figures are medians. The floor is the FLOPs of a step (three forwards, model/cost.py) at
+the matmul peak measured in the same run. The last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from statistics import median
 
 import torch
 import transformers
-from rivals.torchtitan_step import torchtitan_step
+from rivals import torchtitan_model
+from torch import Tensor
 
 from fathom.config import ModelConfig
 from fathom.model.cost import training_flops_per_token
@@ -58,17 +59,28 @@ def fathom_step(model: ModelConfig, batch: Batch, gemm: str, fields: dict[str, o
 
 
 def transformers_step(model: ModelConfig, batch: Batch, experts: str, attention: str, bf16: bool) -> Step:
-    """What somebody writes who takes the model from transformers: autocast for BF16, fused AdamW."""
+    """The model from transformers."""
     config = transformers.DeepseekV3Config(**{k: v for k, v in model.to_dict().items() if k != "architectures"})
     config._experts_implementation, config._attn_implementation = experts, attention
     other = transformers.DeepseekV3ForCausalLM(config).float().train()
     other.set_experts_implementation(experts)
     other.set_attn_implementation(attention)
+    return plain_loop(other, lambda: other(batch.tokens, use_cache=False).logits, batch, bf16)
+
+
+def torchtitan_step(model: ModelConfig, batch: Batch, bf16: bool) -> Step:
+    """The model from torchtitan."""
+    other, positions = torchtitan_model.build(model), torch.arange(batch.tokens.shape[1]).expand_as(batch.tokens)
+    return plain_loop(other, lambda: other(batch.tokens, positions=positions), batch, bf16)
+
+
+def plain_loop(other: torch.nn.Module, forward: Callable[[], Tensor], batch: Batch, bf16: bool) -> Step:
+    """What somebody writes who takes a model from elsewhere: autocast for BF16, fused AdamW."""
     optimizer = torch.optim.AdamW(other.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
 
     def step() -> float:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            logits = other(batch.tokens, use_cache=False).logits
+            logits = forward()
         loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), batch.labels.flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(other.parameters(), 1.0)
@@ -84,10 +96,8 @@ def contenders(model: ModelConfig, batch: Batch, quick: bool, fields: dict[str, 
     out = {f"fathom {g}": fathom_step(model, batch, g, fields) for g in ("fp32", "bf16", "fp8")}
     ways = itertools.product(("grouped_mm", "eager"), ("sdpa",) if quick else ("sdpa", "eager"))
     precisions = (False,) if quick else (False, True)
-    for bf16 in precisions:
-        step = torchtitan_step(model, batch, bf16)
-        if step is not None:
-            out[f"torchtitan {'bf16' if bf16 else 'fp32, experts bf16'}"] = step
+    for bf16 in precisions if torchtitan_model.installed() else ():
+        out[f"torchtitan {'bf16' if bf16 else 'fp32, experts bf16'}"] = torchtitan_step(model, batch, bf16)
     for experts, attention in ways:
         for bf16 in precisions:
             name = f"transformers {'bf16' if bf16 else 'fp32'} {experts} {attention}"

@@ -66,6 +66,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     if x.ndim == 4 and _trains_on_cpu(x):
         out: Tensor = _Rotate.apply(x, cos, sin)  # type: ignore[no-untyped-call]
         return out
+    return plain_rotate(x, cos, sin)
+
+
+def plain_rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The definition of `rotate`."""
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = cos[..., None, :], sin[..., None, :]
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)

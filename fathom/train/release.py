@@ -9,7 +9,6 @@ pretraining. The figures are those of the FP8 checkpoint as a user loads it, not
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from fathom.runtime import UserError, atomic_write, read_json, write_json, write
 from fathom.text.chat import BUILTIN
 from fathom.train.config import TrainConfig
 from fathom.train.figures import draw_curves, heldout_bits, measure
+from fathom.train.report import Record, read_run
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Stage:
 
     run: Path
     config: TrainConfig
-    log: list[dict[str, Any]]
+    log: list[Record]
 
     @property
     def kind(self) -> str:
@@ -56,12 +56,12 @@ def lineage(run: Path) -> list[Stage]:
     stages: list[Stage] = []
     folder = run
     while True:
-        for file in ("config.json", "log.jsonl"):
-            if not (folder / file).exists():
-                raise UserError(f"{folder} has no {file}; a card describes a model from its first step: keep its runs")
-        config = TrainConfig.from_dict(read_json(folder / "config.json"))
-        log = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-        stages.insert(0, Stage(folder, config, log))
+        try:
+            read = read_run(folder)
+        except UserError as error:
+            raise UserError(f"{error}; a card describes a model from its first step, keep its runs") from None
+        config = TrainConfig.from_dict(read.config)
+        stages.insert(0, Stage(folder, config, read.records))
         if not config.run.init_from:
             return stages
         folder = Path(config.run.init_from).parent
@@ -79,6 +79,10 @@ def release(config: TrainConfig, folder: Path, beside: str = "") -> Path:
         raise UserError(f"{export} does not exist; finish `fathom train sft` first")
     stages = lineage(Path(config.run.out))
     documents, chats = stages[0].config.data.heldout, config.data.heldout
+    if not documents or not chats:
+        raise UserError("data.heldout of pretraining or SFT is empty; the card is measured on held-out text")
+    if beside and Path(documents).is_dir():
+        raise UserError(f"--beside needs held-out text that any tokenizer can read, but {documents} holds token shards")
     context = read_config(stages[0].run / "export").max_position_embeddings  # what every stage and the older one has
     older = measure(resolve(beside), documents, chats, context) if beside else None  # first: `folder` may be its own
     master = load_model(export, dtype="float32")

@@ -12,6 +12,7 @@ from fathom.kernels.pointwise import rms_norm, rotate
 from fathom.kernels.train_ops import pick_training
 
 EPS = 1e-6
+FAST = pytest.mark.skipif(train.available() is not None, reason="no C++ compiler here")
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -44,6 +45,7 @@ def test_rms_norm(rows: int, width: int, rest: int) -> None:
         close(mine, exact)
 
 
+@FAST
 def test_a_weights_gradient_does_not_depend_on_threads() -> None:
     x, weight, up = random(1000, 64), random(64, seed=1), random(1000, 64, seed=2)
     threads = torch.get_num_threads()
@@ -81,6 +83,7 @@ def test_rotate(own_positions: bool, heads: int, width: int) -> None:
         close(mine, exact)
 
 
+@FAST
 def test_both_are_taken_where_a_gradient_is_wanted_and_only_there() -> None:
     x, weight, angle = random(2, 5, 1, 8).requires_grad_(), random(8), random(5, 4)
     names = [str(f(x).grad_fn) for f in (lambda x: rms_norm(x, weight, EPS), lambda x: rotate(x, angle, angle))]
@@ -90,7 +93,7 @@ def test_both_are_taken_where_a_gradient_is_wanted_and_only_there() -> None:
     assert rotate(x.double(), angle, angle).dtype == torch.float64
 
 
-@pytest.mark.parametrize("name", ["plain", "cpu"])
+@pytest.mark.parametrize("name", ["plain", pytest.param("cpu", marks=FAST)])
 def test_rows_by_index(name: str) -> None:
     ops, rows = pick_training(name), torch.tensor([3, 0, 3, 2])
     for x in (random(4, 5), random(4, 5).to(torch.bfloat16), random(4), random(8, 5)[::2]):

@@ -288,6 +288,7 @@ def test_another_recipe_is_refused(whole: Path, corpus: Path, tokenizer_folder: 
      ({"extend.phases": [[512, 1, 1]]}, "is 256; raise the factor"), ({"data.micro_rows": 4}, "not a multiple"),
      ({"run.init_from": ""}, "run.init_from is empty"), ({"run.steps": 5}, "run.steps has no effect"),
      ({"data.sequence_length": 64}, "data.sequence_length has no effect"),
+     ({"data.text": "x.jsonl", "data.text_share": 0.5}, "data.text has no effect"),
      ({"model.hidden_size": 64}, "has no effect in an extension")],
 )  # fmt: skip
 def test_what_a_recipe_must_say(

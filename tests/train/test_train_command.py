@@ -18,6 +18,7 @@ from tiny_run import MODEL
 from fathom import cli
 from fathom.checkpoint.reader import load_model, open_checkpoint
 from fathom.checkpoint.store import read_whole
+from fathom.commands.train import main as cli_train
 from fathom.runtime import UserError
 from fathom.text.batch import IGNORE, digest
 from fathom.text.tokenizer import Tokenizer
@@ -26,6 +27,7 @@ from fathom.train.config import TrainConfig
 from fathom.train.figures import SAMPLE_PROMPTS
 from fathom.train.loop import ramp_of
 from fathom.train.pretrain import export_run
+from fathom.train.release import lineage
 from fathom.train.sft import dialogues, dialogues_and_text, documents
 
 SENTENCE = "the little fish swims in the deep sea and the little bird sings all day long"
@@ -211,6 +213,47 @@ def test_release(done: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert settings["model_max_length"] == 256
 
 
+@pytest.mark.parametrize("beside", ["gone", "pretrain"])
+def test_what_a_release_cannot_stand_beside(done: Workshop, tmp_path: Path, beside: str) -> None:
+    """No such model, or a folder that is none: said before anything is written."""
+    model = beside if beside == "gone" else str(done.folder / beside)
+    with pytest.raises(UserError, match=beside):
+        cli_train(["release", str(done.folder / "sft.toml"), "--to", str(tmp_path / "out"), "--beside", model])
+    assert not (tmp_path / "out").exists()
+
+
+def test_text_of_sft_must_be_there(done: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gone = ["--data.text", str(tmp_path / "gone.jsonl"), "--data.text-share", "0.5", "--run.out", str(tmp_path / "run")]
+    assert done.train("sft", *gone) == 2
+    assert "gone.jsonl" in capsys.readouterr().err
+
+
+def test_lineage_follows_an_extension_back_to_fresh_weights(tmp_path: Path) -> None:
+    def run(name: str, init_from: str = "", **more: Any) -> None:
+        (tmp_path / name).mkdir(parents=True)
+        start = str(tmp_path / init_from / "export") if init_from else ""
+        config = {"run": {"init_from": start}, **more}
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+        record = {"step": 2, "tokens": 100, "tokens_per_second": 50.0}
+        (tmp_path / name / "log.jsonl").write_text(json.dumps(record) + "\n")
+
+    phase = {"extend": {"factor": 4.0, "phases": [[128, 1, 2], [256, 1, 2]]}}
+    run("pretrain")
+    run("long/phase-1", "pretrain", data={"sequence_length": 128}, **phase)
+    run("long/phase-2", "long/phase-1", data={"sequence_length": 256}, **phase)
+    run("sft", "long/phase-2")
+    stages = lineage(tmp_path / "sft")
+    assert [s.run.name for s in stages] == ["pretrain", "phase-1", "phase-2", "sft"]
+    wanted = ["pretraining", "extension to 128 tokens", "extension to 256 tokens", "SFT"]
+    assert [s.kind for s in stages] == wanted and stages[0].seconds == 2.0
+    shutil.rmtree(tmp_path / "long" / "phase-1")
+    with pytest.raises(UserError, match=r"phase-1 .*keep its runs"):
+        lineage(tmp_path / "sft")
+    run("circle", "circle")
+    with pytest.raises(UserError, match="starts from itself"):
+        lineage(tmp_path / "circle")
+
+
 def test_a_finished_run_runs_again_without_a_step(done: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
     before = (done.folder / "pretrain" / "log.jsonl").read_bytes()
     assert done.train("pretrain") == 0
@@ -300,12 +343,14 @@ MISTAKES: dict[str, tuple[Any, list[str], list[str]]] = {  # what was done befor
     "sft start gone": (None, ["sft"], ["pretrain/export"]),
     "sft unknown template": (None, ["sft", "--data.template", "v9"], ["v9", "v3.1"]),
     "sft text without its share": (None, ["sft", "--data.text", "{w}/train.jsonl"], ["belong together"]),
+    "pretrain with sft's text": (
+        None, ["pretrain", "--data.text", "{w}/train.jsonl", "--data.text-share", "0.5"], ["data.text has no effect"],
+    ),
     "sft weights without text": (None, ["sft", "--data.fim-rate", "0.1"], ["fim_rate has no effect", "data.text"]),
     "sft long rows": (None, ["sft", "--data.long-length", "32"], ["long_length has no effect in SFT"]),
     "pretrain with a template": (None, ["pretrain", "--data.template", "v3.1"], ["data.template has no effect"]),
     "release not finished": (None, ["release", "--to", "{w}/out"], ["finish"]),
     "release without --to": (None, ["release"], ["--to"]),
-    "release beside nothing": (None, ["release", "--to", "{w}/out", "--beside", "gone"], ["finish"]),
 }  # fmt: skip
 
 

@@ -112,6 +112,8 @@ def test_there_are_recipes() -> None:
         ("[parallel]\ntimeout_s = 0", ["parallel.timeout_s"]),
         ("[optim]\nmoments = 'fp16'", ["optim.moments", "bf16"]),
         ("[optim]\nema_decay = 1", ["optim.ema_decay", "below 1"]),
+        ("[data]\ntext = 'x.jsonl'\ntext_share = 1", ["data.text_share", "below 1"]),
+        ("[data]\ntext_share = 0.5", ["data.text", "data.text_share", "belong together"]),
         ("[optim]\ntail = [[0.5]]", ["optim.tail", "fraction of the run"]),
         ("[optim]\ntail = [[0.9, 1e-5]]", ["optim.tail", "decay_fraction"]),
         ("[optim]\ntail = 'flat'", ["optim.tail", "list"]),

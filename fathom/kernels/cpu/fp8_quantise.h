@@ -24,7 +24,8 @@ inline void quantise_tiles(const float* x, int64_t rows, int64_t n, bool power, 
         }
 }
 
-// value(r, c, lanes): `lanes` <= W floats of row r from column c as a vector. Rows low .. high share a scale per column.
+// value(r, c, lanes): `lanes` <= W floats of row r from column c as a vector. Rows low .. high, at most 128, share a scale
+// per column.
 // A strip of columns at a time, so that whole cache lines are read. The first pass keeps its values side by side: rows
 // that are a power of two apart fall on the same few lines of the cache, and a second pass would not find them there.
 template <int64_t STRIP, class Source>

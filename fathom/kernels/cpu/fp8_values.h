@@ -24,6 +24,12 @@ INLINE float largest_lane(vf x) {
     return m;
 }
 
+INLINE float sum_of(vf v) {
+    float sum = 0;
+    for (int l = 0; l < W; ++l) sum += v[l];
+    return sum;
+}
+
 // Scale of a tile or block from its largest magnitude; `power`: rounded up to a power of two.
 INLINE float scale_of(float amax, bool power) {
     const float scale = std::max(amax, AMAX_FLOOR) / FP8_MAX;

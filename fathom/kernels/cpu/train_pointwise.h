@@ -9,12 +9,6 @@
 
 namespace fathom {
 
-INLINE float sum_of(vf v) {
-    float sum = 0;
-    for (int l = 0; l < W; ++l) sum += v[l];
-    return sum;
-}
-
 // y [rows, n] = x * inverse * weight with inverse [rows] = 1 / sqrt(mean(x^2) + eps).
 inline void rms_norm(const float* x, int64_t stride, const float* weight, int64_t rows, int64_t n, float eps, float* y,
                      float* inverse) {

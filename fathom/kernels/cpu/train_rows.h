@@ -94,11 +94,7 @@ inline void swiglu_backward(const float* h, const float* da, const float* weight
                 std::memcpy(to + i, &out, lanes * 4);
             }
         }
-        if (weight) {
-            float sum = 0;
-            for (int i = 0; i < W; ++i) sum += dot[i];
-            dw[r] = sum;
-        }
+        if (weight) dw[r] = sum_of(dot);
     }
 }
 
@@ -140,8 +136,7 @@ inline void exp_rows(float* x, int64_t rows, int64_t n, float* top, float* sum) 
             total = total + e;
             store(row + i, e);
         }
-        float all = 0;
-        for (int l = 0; l < W; ++l) all += total[l];
+        float all = sum_of(total);
         for (; i < n; ++i) all += row[i] = std::exp(row[i] - most);
         top[r] = most, sum[r] = all;
     }

@@ -1,4 +1,4 @@
-"""One training step of torchtitan's deepseek_v3, for benchmarks/training.py; None where torchtitan is not installed.
+"""torchtitan's deepseek_v3 with a model's config, for benchmarks/training.py.
 
     pip install --no-deps torchtitan==0.3.0 spmd_types==0.2.3 einops
 
@@ -10,13 +10,16 @@ experts compute in BF16 whatever is asked for: that is written into its GroupedE
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from fathom.config import ModelConfig
-from fathom.text.batch import Batch
+
+
+def installed() -> bool:
+    """Whether torchtitan is there."""
+    return importlib.util.find_spec("torchtitan") is not None
 
 
 def build(model: ModelConfig) -> Any:
@@ -53,24 +56,3 @@ def build(model: ModelConfig) -> Any:
     built = config.build()
     built.init_states(buffer_device=torch.device("cpu"))
     return built.float().train()
-
-
-def torchtitan_step(model: ModelConfig, batch: Batch, bf16: bool) -> Callable[[], float] | None:
-    """Forward, loss, backward, clipping, AdamW, as the other contenders."""
-    if importlib.util.find_spec("torchtitan") is None:
-        return None
-    other = build(model)
-    optimizer = torch.optim.AdamW(other.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    positions = torch.arange(batch.tokens.shape[1]).expand_as(batch.tokens)
-
-    def step() -> float:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            logits = other(batch.tokens, positions=positions)
-        loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), batch.labels.flatten())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(other.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return float(loss.detach())
-
-    return step

@@ -40,7 +40,7 @@ minnow: $(VENV)/.installed   ## build the bundled model from nothing: corpus, pr
 	$(BIN)/fathom corpus build --out data/minnow
 	$(BIN)/fathom train pretrain recipes/minnow-pretrain.toml
 	$(BIN)/fathom train sft recipes/minnow-sft.toml
-	$(BIN)/fathom train release recipes/minnow-sft.toml --to runs/minnow
+	$(BIN)/fathom train release runs/minnow-sft --to runs/minnow
 
 clean:           ## remove the environment and caches (runs/ and data/ stay)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

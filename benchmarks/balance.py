@@ -5,10 +5,10 @@
 The report's Tables 4 and 5 and Figure 9 at our scale (recipes/balance-ablation.toml). Arms:
   bias   router bias, sequence-wise loss 1e-4          aux   auxiliary loss over the batch, 3e-3, no bias
   none   neither; no sequence-wise loss                mtp   bias, and one MTP depth (dropped for evaluation)
-Measured on held-out text: bits per byte; MaxVio, largest load over the mean minus one, over all held-out tokens, mean
-of layers; specialisation: how far the load of experts on one source is from that on the others, as Jensen-Shannon
-divergence in bits, mean of layers. Runs that are finished are not done again. Pictures and a table go to --out; the
-last line is one JSON document.
+Measured on held-out text: bits per byte; the share of tokens that each expert gets of each source (up to 64 rows); of
+their mean over sources MaxVio, the largest over the mean minus one, mean of layers; specialisation: how far the load of
+experts on one source is from that on the others, as Jensen-Shannon divergence in bits, mean of layers. Runs that are
+finished are not done again. Pictures and a table go to --out; the last line is one JSON document.
 """
 
 from __future__ import annotations

@@ -142,7 +142,7 @@ def wrong(rng: random.Random, asked: dict[str, Any]) -> Plan:
     if kind == 3:
         return Plan(_json(asked | {"model": "no-such-model"}), wrong=404)
     if kind == 4:
-        return Plan(_json(asked | {"messages": [{"role": "user", "content": SENTENCE * 300}]}), wrong=400)
+        return Plan(_json(asked | {"messages": [{"role": "user", "content": SENTENCE * 600}]}), wrong=400)
     return Plan(_json(asked | {"messages": "hello"}), wrong=400)
 
 

@@ -18,7 +18,8 @@ _V2 = ModelConfig(
 )
 # fmt: on
 PRESETS: dict[str, ModelConfig] = {
-    # The bundled model: every mechanism of V3 at the smallest width whose matrices still fill FP8 blocks of 128.
+    # The bundled model as it is pretrained, before an extension lengthens its context: every mechanism of V3 at the
+    # smallest width whose matrices still fill FP8 blocks of 128.
     "minnow": ModelConfig(
         vocab_size=8192,
         hidden_size=256,

@@ -16,6 +16,7 @@ from fathom.checkpoint.plan import Options
 from fathom.checkpoint.reader import open_checkpoint
 from fathom.config import ModelConfig
 from fathom.evals.acceptance import greedy_acceptance
+from fathom.model.context import extended
 from fathom.model.transformer import DeepseekV3
 
 FOLDER = resolve("minnow")
@@ -44,8 +45,11 @@ def test_at_most_32_mib_and_complete() -> None:
 
 
 def test_config_is_the_preset_stored_as_fp8() -> None:
+    """With the context it was extended to, if it was."""
     stored, preset = ModelConfig.from_pretrained(FOLDER), ModelConfig.preset("minnow")
-    assert stored.replace(initializer_range=preset.initializer_range) == preset
+    longer = stored.max_position_embeddings / preset.max_position_embeddings
+    wanted = extended(preset, longer) if longer > 1 else preset
+    assert stored.replace(initializer_range=preset.initializer_range) == wanted
     with open_checkpoint(FOLDER) as checkpoint:
         assert checkpoint.is_fp8 and not checkpoint.has_mtp_copies
         quantised = [w for w in checkpoint.weights.values() if w.scale is not None]

@@ -98,7 +98,7 @@ class Store:
 
     def _attempt(self, step: int) -> Attempt:
         if not self._run:
-            drawn = 1 + secrets.randbelow(2**23)  # exact in FP32, in which groups add
+            drawn = 1 + secrets.randbelow(2**23)  # small enough for any dtype
             if self._group is not None:
                 drawn = int(self._group.sum(torch.tensor([drawn * (self._rank == 0)], device=self._group.device)))
             self._run = drawn

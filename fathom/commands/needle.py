@@ -120,7 +120,8 @@ def open_model(model: str, longest: int, args: Args) -> LLM:
     weights = load_model(str(folder), loading_dtype(args.dtype, args.device, "auto"), args.device)
     if longest > weights.config.max_position_embeddings:
         set_config(weights, weights.config.replace(max_position_embeddings=longest))
-    return LLM.from_parts(weights, tokenizer, template, name=model, max_running=MAX_RUNNING)
+    own = None if template.note else template  # a base model has none, and was not trained on the built-in one
+    return LLM.from_parts(weights, tokenizer, own, name=model, max_running=MAX_RUNNING)
 
 
 def read_haystack(path: Path) -> list[str]:

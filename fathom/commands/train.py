@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,7 +18,7 @@ USAGE = """usage: fathom train pretrain|sft RECIPE [--key.sub value ...] [--dry-
        fathom train extend RECIPE [--key.sub value ...] [--dry-run [--json]]
        fathom train report RUN [RUN ...] --to FILE.html|FILE.png [--smoothing F]
        fathom train export RUN --to FOLDER [--dtype fp32|bf16|fp8] [--step N] [--ema]
-       fathom train release RECIPE --to FOLDER [--beside MODEL]
+       fathom train release RUN --to FOLDER [--beside MODEL]
 
 Trains what the recipe (a TOML file) describes; a run that was interrupted continues from its newest checkpoint, on any
 number of processes. Any key of the recipe can be changed on the command line. --dry-run prints layout, memory, FLOPs,
@@ -30,10 +30,12 @@ of an SFT run as FP8 checkpoint with a measured model card, beside an older mode
 examples:
   fathom train pretrain recipes/minnow-pretrain.toml
   fathom train pretrain recipes/minnow-pretrain.toml --run.steps 4000 --run.out runs/longer --precision.gemm fp8
-  torchrun --nproc-per-node 4 -m fathom train pretrain recipes/minnow-pretrain.toml --parallel.expert 2
+  torchrun --nproc-per-node 4 -m fathom train pretrain recipes/minnow-pretrain.toml --parallel.expert 2 \\
+      --data.micro_rows 2
   fathom train pretrain recipes/v3-671b.toml --dry-run
   fathom train report runs/minnow-pretrain --to minnow.html
   fathom train export runs/minnow-pretrain --to runs/now --dtype bf16
+  fathom train release runs/minnow-sft --to my-minnow --beside minnow
 """
 KINDS = ("pretrain", "sft", "extend", "report", "export", "release")
 RUNS = ("pretrain", "sft", "extend")
@@ -53,10 +55,11 @@ def main(argv: list[str]) -> int:
         return _report(rest)
     if kind == "export":
         return _export(rest)
+    if kind == "release":
+        return _release(rest)
     if not rest or rest[0].startswith("-"):
         raise UserError(f"train {kind} needs a recipe first, such as recipes/minnow-{kind}.toml")
-    recipe = TrainConfig.from_toml(rest[0])
-    return _release(recipe, rest[1:]) if kind == "release" else _train(kind, recipe, rest[1:])
+    return _train(kind, TrainConfig.from_toml(rest[0]), rest[1:])
 
 
 def _train(kind: str, recipe: TrainConfig, flags: list[str]) -> int:
@@ -65,6 +68,8 @@ def _train(kind: str, recipe: TrainConfig, flags: list[str]) -> int:
     config = parse_flags(TrainConfig, f"fathom train {kind} RECIPE", overrides, default=recipe)
     if config.extend.phases and kind != "extend":
         raise UserError("the recipe has extend.phases; run it with `fathom train extend`")
+    module = importlib.import_module(f"fathom.train.{kind}")
+    module.check(config)
     if own == {"--json"}:
         raise UserError("--json belongs to --dry-run; give both or neither")
     if not config.run.out:
@@ -75,21 +80,7 @@ def _train(kind: str, recipe: TrainConfig, flags: list[str]) -> int:
         return dry_run(config, as_json="--json" in own)
     from fathom.train.launch import launch
 
-    return launch(config, _runner(kind))
-
-
-def _runner(kind: str) -> Callable[..., Path]:
-    if kind == "pretrain":
-        from fathom.train.pretrain import pretrain
-
-        return pretrain
-    if kind == "sft":
-        from fathom.train.sft import sft
-
-        return sft
-    from fathom.train.extend import extend
-
-    return extend
+    return launch(config, getattr(module, kind))
 
 
 @dataclass(frozen=True)
@@ -144,15 +135,17 @@ def _export(argv: list[str]) -> int:
 class Release:
     """Write the model of a finished SFT run as FP8 checkpoint with a measured model card."""
 
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
     to: Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
     """Folder for the model."""
     beside: Annotated[str, tyro.conf.arg(metavar="MODEL")] = ""
     """An older model (folder or name), measured on the same text for the card."""
 
 
-def _release(recipe: TrainConfig, flags: list[str]) -> int:
+def _release(argv: list[str]) -> int:
     from fathom.train.release import release
 
-    args = parse_flags(Release, "fathom train release RECIPE", flags)
-    print(f"done: {release(recipe, args.to, args.beside)}", file=sys.stderr)
+    args = parse_flags(Release, "fathom train release", argv)
+    print(f"done: {release(args.run, args.to, args.beside)}", file=sys.stderr)
     return 0

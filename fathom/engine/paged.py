@@ -16,6 +16,8 @@ which a sequence that found the page in the cache goes on.
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -80,11 +82,19 @@ def new_pool(
     c: ModelConfig, pages: int, page_size: int, dtype: torch.dtype, fp8: bool, device: torch.device
 ) -> PagedLatents:
     """The pages of one layer. `fp8`: the latents in E4M3 with one scale per token and 128 values (facts 9.15)."""
-    latent = torch.zeros(pages, page_size, c.kv_lora_rank, dtype=FP8 if fp8 else dtype, device=device)
-    k_rope = torch.zeros(pages, page_size, c.qk_rope_head_dim, dtype=dtype, device=device)
+    latent = zeros((pages, page_size, c.kv_lora_rank), FP8 if fp8 else dtype, device)
+    k_rope = zeros((pages, page_size, c.qk_rope_head_dim), dtype, device)
     tiles = -(-c.kv_lora_rank // SCALE_TILE)
-    scale = torch.zeros(pages, page_size, tiles, dtype=torch.float32, device=device) if fp8 else None
+    scale = zeros((pages, page_size, tiles), torch.float32, device) if fp8 else None
     return PagedLatents(latent, k_rope, scale)
+
+
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """torch.zeros, but on a CPU the memory is taken as it is first written: most of a large cache never is."""
+    if device.type != "cpu" or not math.prod(shape):
+        return torch.zeros(shape, dtype=dtype, device=device)
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(memory, dtype=dtype, count=math.prod(shape)).view(shape)
 
 
 def pool_bytes_per_token(c: ModelConfig, dtype: torch.dtype, fp8: bool, layers: int) -> int:
@@ -204,9 +214,7 @@ class PagedModel:
 
         self.pools = [pool() for _ in self.blocks]
         self.mtp_pool = pool() if mtp else None
-        self.page_hidden = (
-            torch.zeros(pages, self.config.hidden_size, dtype=self.dtype, device=self.device) if mtp else None
-        )
+        self.page_hidden = zeros((pages, self.config.hidden_size), self.dtype, self.device) if mtp else None
         positions = torch.arange(self.config.max_position_embeddings, device=self.device)
         self._cos, self._sin = rotation(self.config, positions)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fathom.engine.paged import PagedModel, Step
+from fathom.engine.paged import PagedModel, Step, zeros
 from fathom.engine.weights import block_weights, matrix
 from fathom.kernels import cpu
 from fathom.model.layers import RMSNorm
@@ -32,7 +32,7 @@ class CpuPagedModel(PagedModel):
             self._mtp_block = cpu.CpuBlocks([block_weights(module.block)])  # type: ignore[arg-type]
             self._eh_proj = cpu.CpuLinear(matrix(module.eh_proj))  # type: ignore[arg-type]
             self._enorm, self._hnorm, self._mtp_norm = (_norm(n) for n in (module.enorm, module.hnorm, module.norm))
-            self.page_hidden = torch.zeros(pages, self.config.hidden_size)
+            self.page_hidden = zeros((pages, self.config.hidden_size), torch.float32, self.device)
 
     @torch.inference_mode()
     def hidden(self, tokens: Tensor, step: Step, record: list[Tensor] | None = None) -> Tensor:

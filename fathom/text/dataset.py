@@ -62,7 +62,8 @@ class DialogueDataset:
     """Whole dialogues packed once into rows of T tokens; the rows are shuffled anew every epoch.
 
     Samples of a row do not see each other, so which ones share it does not matter. All rows of all epochs form one
-    sequence that batches cut: every dialogue is seen exactly once per epoch, and a step alone names its rows.
+    sequence that batches cut: every dialogue that fits a row is seen exactly once per epoch, and a step alone names its
+    rows. The others are left out, and counted.
     """
 
     def __init__(self, samples: list[Sample], *, rows: int, length: int, seed: int, pad: int) -> None:
@@ -70,6 +71,7 @@ class DialogueDataset:
         if not fitting:
             raise UserError(f"none of {len(samples)} dialogues fits into {length} tokens; raise data.sequence_length")
         self.rows, self.length, self.seed, self.pad = rows, length, seed, pad
+        self.left_out = len(samples) - len(fitting)
         order = np.random.Generator(np.random.PCG64([seed, 3])).permutation(len(fitting))
         self.samples = [fitting[i] for i in order]
         self.packed = pack([len(s.ids) for s in self.samples], length)

@@ -76,7 +76,10 @@ class Place(NamedTuple):
 
 
 class PackedDataset:
-    """Rows of T consecutive tokens, drawn from the sources by weight, each source shuffled anew every epoch."""
+    """Rows of T consecutive tokens, drawn from the sources by weight, each source shuffled anew every epoch.
+
+    A source that does not fill one row is left out.
+    """
 
     def __init__(
         self, streams: Mapping[str, Tokens], *, rows: int | Ramp, length: int, seed: int,

@@ -5,7 +5,7 @@ not give the shape of the ramp; here the rows of a step grow linearly with the t
 
     rows(x) = start + (end - start) * x / over        x: tokens before the step; from x = over on: end
 
-rounded down to a multiple of `multiple` (micro-batches times data ranks). The steps of the ramp are a small table (15
+rounded down to a multiple of `multiple`. The steps of the ramp are a small table (15
 thousand entries for the report's numbers), all later ones are a formula, so any step knows its rows at once.
 """
 
@@ -28,7 +28,7 @@ class Ramp:
             )
         for rows in (start, end):
             if rows % multiple:
-                raise UserError(f"a batch of {rows} rows is no multiple of {multiple} (micro rows x data ranks)")
+                raise UserError(f"a batch of {rows} rows is no multiple of {multiple}, by which it grows")
         self.end = end
         table: list[int] = []
         before = 0  # rows of all steps so far

@@ -38,22 +38,34 @@ def update_bias(gate: Gate, load_E: Tensor, gamma: float) -> None:
         gate.e_score_correction_bias += gamma * torch.sign(load.mean() - load)
 
 
-def sequence_balance_loss(routing: Routing, top_k: int) -> Tensor:
-    """sum_i f_i P_i, mean over sequences; scalar FP32, without alpha."""
+def sequence_balance_loss(routing: Routing, top_k: int, keep_BT: Tensor | None = None) -> Tensor:
+    """sum_i f_i P_i, mean over sequences; scalar FP32, without alpha. Tokens where `keep_BT` is false are not there."""
     scores_BTE = routing.scores
-    experts, tokens = scores_BTE.shape[-1], scores_BTE.shape[1]
+    experts = scores_BTE.shape[-1]
+    counted_BT = _counted(scores_BTE, keep_BT)
+    tokens_B1 = counted_BT.sum(1, keepdim=True).clamp(min=1)  # a row of padding alone adds nothing
     chosen = scores_BTE.detach().topk(top_k, dim=-1).indices.flatten(1)
     counts_BE = torch.zeros(scores_BTE.shape[0], experts, device=scores_BTE.device)
-    counts_BE.scatter_add_(1, chosen, torch.ones_like(chosen, dtype=counts_BE.dtype))
-    f_BE = counts_BE * (experts / (top_k * tokens))
-    p_BE = (scores_BTE / (scores_BTE.sum(-1, keepdim=True) + 1e-20)).mean(1)
+    counts_BE.scatter_add_(1, chosen, counted_BT.repeat_interleave(top_k, dim=1))
+    f_BE = counts_BE * (experts / (top_k * tokens_B1))
+    shares_BTE = scores_BTE / (scores_BTE.sum(-1, keepdim=True) + 1e-20)
+    p_BE = (shares_BTE * counted_BT[..., None]).sum(1) / tokens_B1
     return (f_BE * p_BE).sum(-1).mean()
 
 
-def batch_balance_loss(routing: Routing, top_k: int) -> Tensor:
+def batch_balance_loss(routing: Routing, top_k: int, keep_BT: Tensor | None = None) -> Tensor:
     """The same sum with all tokens of the micro-batch as one sequence: experts may specialise within it."""
     scores = routing.scores.flatten(0, 1)[None]
-    return sequence_balance_loss(Routing(scores, routing.indices, routing.weights), top_k)
+    counted = _counted(routing.scores, keep_BT).flatten()[None] > 0
+    return sequence_balance_loss(Routing(scores, routing.indices, routing.weights), top_k, counted)
+
+
+def _counted(scores_BTE: Tensor, keep_BT: Tensor | None) -> Tensor:
+    """[B, T] FP32: 1 for a token that counts. MTP modules see fewer positions than the batch has."""
+    tokens = scores_BTE.shape[1]
+    if keep_BT is None:
+        return torch.ones(scores_BTE.shape[:2], device=scores_BTE.device)
+    return keep_BT[:, :tokens].float()
 
 
 def dead_experts(load_E: Tensor) -> int:

@@ -36,6 +36,7 @@ class DataConfig:
     workers: int = 0  # threads that make the next batches ahead
     ramp_from_rows: int = 0  # rows of the first steps, growing to batch_rows ...
     ramp_tokens: int = 0  # ... over this many tokens; 0: no ramp
+    ramp_rows_step: int = 0  # by so many rows at a time; 0: the greatest common divisor of both
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class OptimConfig:
     beta2: float = 0.95
     eps: float = 1e-8
     weight_decay: float = 0.1  # matrices only
-    clip_norm: float = 1.0
+    clip_norm: float = 1.0  # 0: gradients are not clipped
     tail: list[list[float]] = field(default_factory=list)  # after the cosine: [fraction of the run, learning rate], ...
     moments: str = "fp32"  # fp32 | bf16 (the report's)
     ema_decay: float = 0.0  # moving average of the weights; 0: none
@@ -103,7 +104,7 @@ class RunConfig:
     checkpoint_every: int = 200
     keep_checkpoints: int = 2
     eval_every: int = 200
-    eval_rows: int = 16  # rows per source
+    eval_rows: int = 16  # rows per source; SFT: rows
     log_every: int = 10
     init_from: str = ""  # checkpoint folder to start from; empty: fresh weights
     spike_factor: float = 0.0  # a step this many deviations off is skipped; 0: never
@@ -162,6 +163,8 @@ class TrainConfig:
             raise UserError(f"cannot read recipe {path}: {error.strerror}") from None
         except tomllib.TOMLDecodeError as error:
             raise UserError(f"recipe {path} is not valid TOML: {error}") from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"recipe {path} is not UTF-8 text: {error}") from None
         try:
             return cls.from_dict(data)
         except UserError as error:
@@ -199,9 +202,14 @@ def _default(f: dataclasses.Field[Any]) -> Any:
 
 
 def comparable(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a run's config that must not change between start and resume. The layout may: state is resharded."""
+    """The part of a run's config that must not change between start and resume.
+
+    The layout may, since state is resharded, and with it the rows of a micro-batch unless they make the objective.
+    """
     free = {"checkpoint_every", "keep_checkpoints", "eval_every", "eval_rows", "log_every", "out", "tensorboard"}
     data_free = {"train", "heldout", "text", "tokenizer", "workers"}
+    if config["balance"]["method"] != "aux":
+        data_free.add("micro_rows")
     run = {k: v for k, v in config["run"].items() if k not in free}
     data = {k: v for k, v in config["data"].items() if k not in data_free}
     precision = {k: v for k, v in config["precision"].items() if k != "recompute"}

@@ -39,7 +39,7 @@ from fathom.train.config import TrainConfig, comparable, differences
 from fathom.train.evaluate import Nats, nats_of
 from fathom.train.lengths import by_length, draw_lengths, halvings
 from fathom.train.limits import refuse
-from fathom.train.loop import Trainer
+from fathom.train.loop import Trainer, ramp_of
 from fathom.train.pretrain import export, open_tokenizer, start_model, token_stream
 
 AS_TRAINED, YARN_ALONE = "as trained", "YaRN, not trained"
@@ -57,6 +57,8 @@ def extend(config: TrainConfig, mesh: Mesh | None = None, tick: Callable[[], Non
             f"extend.phases end with rows of {plan.phases[-1][0]} tokens, but extend.factor {plan.factor:g} x the "
             f"trained context {trained.max_position_embeddings} is {target.max_position_embeddings}; raise the factor"
         )
+    for number in range(1, len(plan.phases) + 1):  # no phase that these ranks cannot share, before any is trained
+        ramp_of(phase_config(config, number, Path(config.run.init_from)), mesh.data.size if mesh else 1)
     lengths = halvings(trained.max_position_embeddings, plan.phases[-1][0])
     start = Path(config.run.init_from)
     for number in range(1, len(plan.phases) + 1):
@@ -75,8 +77,9 @@ def check(config: TrainConfig) -> None:
     if not phases:
         raise UserError("extend.phases is empty; list [row length, rows, steps] of each phase and set extend.factor")
     for phase in phases:
-        whole = [x for x in phase if isinstance(x, int) and not isinstance(x, bool) and x > 0]
-        if len(phase) != 3 or len(whole) != 3:
+        parts = phase if isinstance(phase, list) else []
+        whole = [x for x in parts if isinstance(x, int) and not isinstance(x, bool) and x > 0]
+        if len(parts) != 3 or len(whole) != 3:
             raise UserError(f"extend.phases has {phase!r}; each phase must be [row length, rows per step, steps]")
         if phase[1] % config.data.micro_rows:
             raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,10 @@ CHATS = 60  # held-out prompts whose answers are drafted
 
 
 def heldout_bits(checkpoint: Path, heldout: str, length: int) -> dict[str, float]:
-    """Bits per byte of all held-out documents (JSONL), by source, in pieces of `length` tokens of its own tokenizer."""
+    """Bits per byte of held-out documents (JSONL) by source, in pieces of `length` tokens of the model's own tokenizer.
+
+    All of them, but for the last, incomplete piece of a source.
+    """
     model = load_model(checkpoint, dtype="float32")
     with tempfile.TemporaryDirectory() as scratch:
         streams = token_stream(checkpoint, model.config, heldout, Path(scratch))
@@ -72,7 +76,7 @@ def measure(folder: Path, heldout: str, chats: str, length: int) -> dict[str, An
 
 
 def draw_curves(pretraining: list[dict[str, Any]], sft: list[dict[str, Any]], path: Path) -> None:
-    """Loss, held-out bits per byte, expert load and learning rate of pretraining; loss of SFT. From the runs' logs."""
+    """Loss, held-out bits per byte and expert load of pretraining; loss of SFT. From the runs' logs."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -82,7 +86,8 @@ def draw_curves(pretraining: list[dict[str, Any]], sft: list[dict[str, Any]], pa
     figure, axes = plt.subplots(1, 4, figsize=(18, 4), constrained_layout=True)
     tokens = [r["tokens"] / 1e6 for r in pre]
     axes[0].plot(tokens, [r["loss"] for r in pre], label="next token")
-    axes[0].plot(tokens, [r["mtp_loss"][0] for r in pre], label="MTP (second next)", alpha=0.7)
+    mtp = [r["mtp_loss"][0] if r["mtp_loss"] else math.nan for r in pre]  # nothing where its weight is 0
+    axes[0].plot(tokens, mtp, label="MTP (second next)", alpha=0.7)
     axes[0].set(title="pretraining loss (nats per token)", xlabel="million tokens")
     axes[0].legend()
     held = [r for r in pre if "heldout" in r]
@@ -94,14 +99,17 @@ def draw_curves(pretraining: list[dict[str, Any]], sft: list[dict[str, Any]], pa
     axes[1].set(title="held-out bits per byte", xlabel="million tokens")
     axes[1].legend(fontsize=7)
     loads = np.array([r["load_max_over_mean"] for r in pre])
-    for layer in range(loads.shape[1]):
-        axes[2].plot(tokens, loads[:, layer], linewidth=1, label=f"MoE layer {layer + 1}")
+    depths = max(len(r["mtp_loss"]) for r in pre)
+    names = [f"MoE layer {i + 1}" for i in range(loads.shape[1] - depths)] + [f"MTP {d + 1}" for d in range(depths)]
+    for layer, name in enumerate(names):
+        axes[2].plot(tokens, loads[:, layer], linewidth=1, label=name)
     axes[2].set(title="expert load, max / mean of a batch", xlabel="million tokens", ylim=(1, None))
     axes[2].legend(fontsize=7)
-    axes[3].plot([r["tokens"] / 1e6 for r in sft], [r["loss"] for r in sft], label="training")
+    axes[3].plot([r["tokens"] / 1e6 for r in sft], [r["loss"] for r in sft], label="training (mixed-in text included)")
     held = [r for r in sft if "heldout" in r]
-    axes[3].plot([r["tokens"] / 1e6 for r in held], [r["heldout"]["mean"] for r in held], "o-", label="held-out")
-    axes[3].set(title="SFT loss (nats per answer token)", xlabel="million tokens")
+    answers = [r["heldout"]["mean"] for r in held]
+    axes[3].plot([r["tokens"] / 1e6 for r in held], answers, "o-", label="held-out answers")
+    axes[3].set(title="SFT loss (nats per trained token)", xlabel="million tokens")
     axes[3].legend()
     for axis in axes:
         axis.grid(alpha=0.3)

@@ -31,7 +31,10 @@ def halvings(trained: int, longest: int) -> list[int]:
 
 
 def by_length(nats: Nats, folder: Path, *, rows: int, lengths: Sequence[int]) -> dict[str, float]:
-    """Length -> bits per byte over all sources of the tokenised `folder`; `rows` rows of the longest from each."""
+    """Length -> bits per byte over the sources of the tokenised `folder`, from each `rows` rows of the longest.
+
+    A source that does not fill one of them is left out: every length reads the same text.
+    """
     meta: dict[str, Any] = read_json(folder / "meta.json")
     longest = max(lengths)
     texts: list[torch.Tensor] = []

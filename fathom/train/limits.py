@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 LEAST = {
     "data.batch_rows": 1, "data.micro_rows": 1, "data.sequence_length": 4, "data.long_length": 0, "data.workers": 0,
-    "data.ramp_from_rows": 0, "data.ramp_tokens": 0, "optim.warmup_steps": 0, "optim.peak_lr": 0, "optim.final_lr": 0,
-    "optim.eps": 0, "optim.weight_decay": 0, "optim.clip_norm": 0, "balance.gamma": 0, "balance.alpha": 0,
-    "balance.aux_alpha": 0, "balance.mtp_lambda": 0, "balance.mtp_lambda_late": 0, "parallel.data": 0,
-    "parallel.expert": 1, "parallel.pipeline": 1, "parallel.timeout_s": 1, "run.steps": 1, "run.seed": 0,
-    "run.checkpoint_every": 1, "run.keep_checkpoints": 1, "run.eval_every": 1, "run.eval_rows": 1, "run.log_every": 1,
-    "run.spike_factor": 0, "extend.factor": 0,
+    "data.ramp_from_rows": 0, "data.ramp_tokens": 0, "data.ramp_rows_step": 0,
+    "optim.warmup_steps": 0, "optim.peak_lr": 0, "optim.final_lr": 0, "optim.eps": 0, "optim.weight_decay": 0,
+    "optim.clip_norm": 0, "balance.gamma": 0, "balance.alpha": 0, "balance.aux_alpha": 0, "balance.mtp_lambda": 0,
+    "balance.mtp_lambda_late": 0, "parallel.data": 0, "parallel.expert": 1, "parallel.pipeline": 1,
+    "parallel.timeout_s": 1, "run.steps": 1, "run.seed": 0, "run.checkpoint_every": 1, "run.keep_checkpoints": 1,
+    "run.eval_every": 1, "run.eval_rows": 1, "run.log_every": 1, "run.spike_factor": 0, "extend.factor": 0,
 }  # fmt: skip
 FRACTIONS = (
     "optim.decay_fraction", "balance.gamma_stop_fraction", "balance.mtp_late_fraction", "data.long_fraction",
@@ -36,6 +36,8 @@ CHOICES = {
     "parallel.sharding": ("zero1", "fsdp2"),
     "parallel.dispatch": ("auto", "fp32", "bf16", "fp8"),
 }
+
+EXTENSION = ("extend.factor", "extend.long_share")  # extend.phases are refused by the command that was given
 
 
 def check(config: TrainConfig) -> None:
@@ -77,11 +79,16 @@ def refuse(config: TrainConfig, keys: Iterable[str], why: str) -> None:
 
 def _check_rows(config: TrainConfig) -> None:
     d = config.data
-    for name in ("batch_rows", "ramp_from_rows"):
+    own = () if config.extend.phases else ("batch_rows", "ramp_from_rows")  # phases have their own rows
+    for name in own:
         if getattr(d, name) % d.micro_rows:
             raise UserError(f"data.{name} {getattr(d, name)} is not a multiple of data.micro_rows {d.micro_rows}")
     if bool(d.ramp_from_rows) != bool(d.ramp_tokens):
         raise UserError("data.ramp_from_rows and data.ramp_tokens belong together; set both or neither")
+    if d.ramp_rows_step and not d.ramp_tokens:
+        raise UserError("data.ramp_rows_step has no effect without data.ramp_from_rows and data.ramp_tokens")
+    if not d.long_length:
+        refuse(config, ["data.long_fraction"], "a run without data.long_length")
     if bool(d.text) != bool(d.text_share):
         raise UserError("data.text and data.text_share belong together; set both or neither")
     if d.ramp_from_rows > d.batch_rows:

@@ -91,7 +91,8 @@ class Trainer:
             writes=self.mesh.rank == 0,
         )  # fmt: skip
         self.peak = 0.0  # FLOP/s of a matmul here; measured when the run starts
-        self._stop = False
+        self._asked = False  # this process got a signal
+        self._stop = False  # all ranks have agreed to leave after this step
 
     # ---- the run ---------------------------------------------------------------------------------------------------
 
@@ -155,7 +156,8 @@ class Trainer:
         weights = Weights(trained, batch.tokens.shape[0], now.mtp_lambda, b.alpha, aux)
         totals = self.parts.forward_backward(batch, weights)
         # one message for everything that every rank must know; a rank counts what it computed
-        numbers = torch.cat((totals.main.reshape(1), totals.mtp, torch.tensor([float(self._stop)], device=self.device)))
+        asked = torch.tensor([float(self._asked)], device=self.device)
+        numbers = torch.cat((totals.main.reshape(1), totals.mtp, asked))
         main, *mtp, stop = self.mesh.world.sum(numbers.double()).tolist()
         loads = self.mesh.world.sum(totals.loads)
         self._stop = stop > 0
@@ -173,7 +175,7 @@ class Trainer:
         else:
             if c.optim.ema_decay:
                 self.zero.ema = ema_decay(c.optim.ema_decay, self.zero.steps)
-            self.zero.step(lr=now.lr, scale=min(1.0, self.config.optim.clip_norm / (norm + 1e-6)))
+            self.zero.step(lr=now.lr, scale=clip_scale(c.optim.clip_norm, norm))
         gamma = now.gamma if b.method == "bias" and not skipped else 0.0
         for number, gate in self.parts.gates.items():
             update_bias(gate, loads[number], gamma)
@@ -262,7 +264,7 @@ class Trainer:
     @contextlib.contextmanager
     def _graceful_stop(self) -> Iterator[None]:
         def stop(number: int, frame: FrameType | None) -> None:
-            self._stop = True
+            self._asked = True  # what the other ranks do not know yet must not end the loop here
 
         try:
             old = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
@@ -276,15 +278,26 @@ class Trainer:
                 signal.signal(number, handler)
 
 
+def clip_scale(limit: float, norm: float) -> float:
+    """What gradients of this norm are multiplied by; a limit of 0 clips nothing."""
+    return min(1.0, limit / (norm + 1e-6)) if limit else 1.0
+
+
 def ramp_of(config: TrainConfig, data_ranks: int) -> Ramp:
-    """Rows of every step; UserError when they do not divide over the ranks."""
+    """Rows of every step; UserError when they do not divide over the ranks.
+
+    The rows grow in steps that depend on the recipe alone: on another layout a run sees the same rows.
+    """
     d = config.data
     if d.batch_rows % (d.micro_rows * data_ranks):
         raise UserError(
             f"data.batch_rows {d.batch_rows} is not a multiple of data.micro_rows {d.micro_rows} x {data_ranks} data "
             "ranks; change one of them"
         )
-    return Ramp(
-        d.batch_rows, start=d.ramp_from_rows, over=d.ramp_tokens, length=d.sequence_length,
-        multiple=d.micro_rows * data_ranks,
-    )  # fmt: skip
+    multiple = d.ramp_rows_step or math.gcd(d.ramp_from_rows, d.batch_rows)
+    if multiple % (d.micro_rows * data_ranks):
+        raise UserError(
+            f"the batch grows by {multiple} rows at a time, which is no multiple of data.micro_rows {d.micro_rows} x "
+            f"{data_ranks} data ranks; change data.ramp_rows_step or one of them"
+        )
+    return Ramp(d.batch_rows, start=d.ramp_from_rows, over=d.ramp_tokens, length=d.sequence_length, multiple=multiple)

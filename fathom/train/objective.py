@@ -57,7 +57,12 @@ def head_loss(model: DeepseekV3 | Stage, h: Tensor, batch: Batch, w: Weights, re
     return HeadLoss(total, main.detach(), tuple(depths))
 
 
-def balance_loss(record: list[Routing], top_k: int, w: Weights) -> Tensor | None:
+def real(batch: Batch) -> Tensor | None:
+    """[B, T] bool: tokens that are no padding; None where there is none."""
+    return None if batch.segments is None else batch.segments >= 0
+
+
+def balance_loss(record: list[Routing], top_k: int, w: Weights, keep_BT: Tensor | None = None) -> Tensor | None:
     """Sum over layers of both balance losses, weighed by this micro-batch's share of the step's rows; None without."""
     if not record or not (w.alpha or w.aux_alpha):
         return None
@@ -65,9 +70,9 @@ def balance_loss(record: list[Routing], top_k: int, w: Weights) -> Tensor | None
     total = torch.zeros((), device=record[0].scores.device)
     for routing in record:
         if w.alpha:
-            total = total + w.alpha * share * sequence_balance_loss(routing, top_k)
+            total = total + w.alpha * share * sequence_balance_loss(routing, top_k, keep_BT)
         if w.aux_alpha:
-            total = total + w.aux_alpha * share * batch_balance_loss(routing, top_k)
+            total = total + w.aux_alpha * share * batch_balance_loss(routing, top_k, keep_BT)
     return total
 
 
@@ -75,7 +80,7 @@ def whole_loss(model: DeepseekV3, batch: Batch, w: Weights, record: list[Routing
     """Everything at once, on a model that is not cut."""
     h = model.hidden(batch.tokens, segments=batch.segments, record=record)
     head = head_loss(model, h, batch, w, record)
-    balance = balance_loss(record, model.config.num_experts_per_tok, w)
+    balance = balance_loss(record, model.config.num_experts_per_tok, w, real(batch))
     return head if balance is None else HeadLoss(head.total + balance, head.main, head.mtp)
 
 

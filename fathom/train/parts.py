@@ -33,7 +33,7 @@ from fathom.runtime import UserError
 from fathom.text.dataset import Batch
 from fathom.train.balance import expert_load
 from fathom.train.config import TrainConfig
-from fathom.train.objective import Weights, balance_loss, head_loss, whole_loss
+from fathom.train.objective import Weights, balance_loss, head_loss, real, whole_loss
 from fathom.train.precision import arithmetic, prepare
 from fathom.train.recompute import recompute
 
@@ -144,7 +144,8 @@ class Parts:
     def forward_backward(self, batch: Batch, w: Weights) -> Totals:
         """All of this rank's micro-batches of the step's whole `batch`; gradients are added to the parameters'."""
         micro_rows, own = self.config.data.micro_rows, self.mesh.data
-        rows = batch.tokens.shape[0] // own.size
+        rows, left = divmod(batch.tokens.shape[0], own.size)
+        assert not left, f"{batch.tokens.shape[0]} rows do not divide over {own.size} data ranks"
         mine = batch.rows(own.rank * rows, (own.rank + 1) * rows).to(own.device)
         parts = [mine.rows(start, start + micro_rows) for start in range(0, rows, micro_rows)]
         depths = self.model.config.num_nextn_predict_layers
@@ -177,7 +178,7 @@ class Parts:
                 with self._fast_bf16():
                     h = stage(x, part.tokens, part.segments, record)
                     head = head_loss(stage, h, part, w, record) if last else None
-                balance = balance_loss(record, top_k, w)
+                balance = balance_loss(record, top_k, w, real(part))
                 self._count(totals, numbers, record, part)
                 if head is None:
                     return h, balance
@@ -203,7 +204,7 @@ class Parts:
             totals.mtp[depth] += loss
 
     def _count(self, totals: Totals, numbers: list[int], record: list[Routing], part: Batch) -> None:
-        keep = None if part.segments is None else part.segments >= 0
+        keep = real(part)
         for number, routing in zip(numbers, record, strict=False):  # MTP may be off: its gates saw nothing
             totals.loads[number] += expert_load(routing, keep)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
+import torch
 from tokenizers import Tokenizer as Backend
 from torch import Tensor
 
-from fathom.checkpoint.reader import load_model
+from fathom.checkpoint.locate import resolve
+from fathom.checkpoint.reader import load_model, read_config
 from fathom.checkpoint.store import Store, read_whole
 from fathom.checkpoint.store_format import read_index
 from fathom.checkpoint.writer import SaveDtype, save_model
@@ -16,6 +19,7 @@ from fathom.config import ModelConfig
 from fathom.model.moe import Gate
 from fathom.model.transformer import DeepseekV3
 from fathom.parallel.mesh import Mesh
+from fathom.parallel.schedules import schedule
 from fathom.runtime import UserError, read_json
 from fathom.text.dataset import Batch, PackedDataset, open_streams, tokenize
 from fathom.text.packed import Noise
@@ -23,17 +27,28 @@ from fathom.text.prefetch import Prefetched
 from fathom.text.ramp import Ramp
 from fathom.text.shards import require_tokens, stored_weights
 from fathom.text.tokenizer import Tokenizer
-from fathom.train.config import TrainConfig
+from fathom.train.config import TrainConfig, differences
 from fathom.train.evaluate import Nats, bits_per_byte
-from fathom.train.limits import refuse
+from fathom.train.limits import EXTENSION, refuse
 from fathom.train.loop import Data, Trainer, ramp_of
+
+EXPORT_POLL = 0.5  # seconds between two looks at rank 0's export
+# What may differ between a recipe's [model] and the checkpoint it starts from: how it is stored, how it was made, RoPE.
+FREE = {"rope_scaling", "max_position_embeddings", "initializer_range", "quantization_config", "torch_dtype"}
 
 
 def start_model(config: TrainConfig) -> DeepseekV3:
     """The weights of `run.init_from` in FP32, or a model without memory: each rank makes its part of it (parts.py)."""
-    if config.run.init_from:
-        return load_model(config.run.init_from, dtype="float32")
-    return DeepseekV3(config.model_config(), device="meta")
+    if not config.run.init_from:
+        return DeepseekV3(config.model_config(), device="meta")
+    asked, found = config.model_config().to_dict(), read_config(resolve(config.run.init_from)).to_dict()
+    changed = [name for name in differences(asked, found) if name.split(".")[0] not in FREE]
+    if changed and (config.model or config.preset != TrainConfig.preset):  # a recipe that names no model takes any
+        raise UserError(
+            f"run.init_from {config.run.init_from} is another model than the recipe's preset and [model] describe "
+            f"(different: {', '.join(changed)})"
+        )
+    return load_model(config.run.init_from, dtype="float32")
 
 
 def open_tokenizer(config: TrainConfig, model: ModelConfig) -> Tokenizer:
@@ -81,9 +96,9 @@ class Staged:
         return (self.short if step < self.switch else self.long).batch(step)
 
 
-def batches(config: TrainConfig, folder: Path, tokenizer: Tokenizer, ramp: Ramp) -> Prefetched:
+def batches(config: TrainConfig, folder: Path, tokenizer: Tokenizer, data_ranks: int) -> Prefetched:
     """The data of a whole pretraining run, from token shards."""
-    d, seed = config.data, config.run.seed
+    d, seed, ramp = config.data, config.run.seed, ramp_of(config, data_ranks)
     noise = Noise.of(tokenizer, d.fim_rate, d.split_rate)
     streams, weights = open_streams(folder), d.weights or stored_weights(folder) or None
 
@@ -98,14 +113,27 @@ def batches(config: TrainConfig, folder: Path, tokenizer: Tokenizer, ramp: Ramp)
         raise UserError(
             f"data.long_length {d.long_length} does not divide the {d.batch_rows * d.sequence_length} tokens of a step"
         )
+    if rows % data_ranks:
+        raise UserError(
+            f"data.long_length {d.long_length} leaves {rows} rows a step, which do not divide over {data_ranks} data "
+            "ranks"
+        )
+    if (ranks := config.parallel.pipeline) > 1:  # refuses what the last part of the run could not do
+        schedule(config.parallel.schedule, ranks, -(-rows // data_ranks // d.micro_rows))
     long = packed(rows, d.long_length, seed + 1)
     return Prefetched(Staged(short, long, round(config.run.steps * (1 - d.long_fraction))), d.workers)
+
+
+def check(config: TrainConfig) -> None:
+    """What pretraining does not take, before anything is read."""
+    refuse(config, ["data.template", "data.text"], "pretraining; they belong to SFT")
+    refuse(config, EXTENSION, "pretraining; they belong to `fathom train extend`")
 
 
 def pretrain(config: TrainConfig, mesh: Mesh | None = None, tick: Callable[[], None] = lambda: None) -> Path:
     """Train to the end (or resume); returns the folder of the exported checkpoint."""
     out, d = Path(config.run.out), config.data
-    refuse(config, ["data.template", "data.text"], "pretraining; they belong to SFT")
+    check(config)
     model = start_model(config)
     tokenizer = open_tokenizer(config, model.config)
     shards = token_stream(d.tokenizer, model.config, d.train, out / "tokens" / "train")
@@ -115,20 +143,28 @@ def pretrain(config: TrainConfig, mesh: Mesh | None = None, tick: Callable[[], N
         assert heldout is not None
         return bits_per_byte(nats, heldout, rows=config.run.eval_rows, length=d.sequence_length)
 
-    with batches(config, shards, tokenizer, ramp_of(config, mesh.data.size if mesh else 1)) as data:
+    with batches(config, shards, tokenizer, mesh.data.size if mesh else 1) as data:
         trainer = Trainer(config, model, data, evaluate if heldout else None, mesh=mesh, tick=tick)
         trainer.train()
     return export(trainer)
 
 
 def export(trainer: Trainer) -> Path:
-    """The trained model as FP32 checkpoint with its tokenizer beside it; rank 0 writes, from the last checkpoint."""
-    config, mesh = trainer.config, trainer.mesh
-    folder = Path(config.run.out) / "export"
-    if mesh.rank == 0:
-        export_run(Path(config.run.out), folder, dtype="fp32")
-    mesh.world.agree(0)  # the others wait until it is there
-    return folder
+    """The trained model as FP32 checkpoint with its tokenizer beside it; rank 0 writes, from the last checkpoint.
+
+    That may take longer than a collective waits, so all ranks ask each other every moment whether it is done.
+    """
+    run, world = Path(trainer.config.run.out), trainer.mesh.world
+    if world.size == 1:
+        return export_run(run, run / "export", dtype="fp32")
+    with ThreadPoolExecutor(1, thread_name_prefix="export") as pool:
+        written = pool.submit(export_run, run, run / "export", dtype="fp32") if trainer.mesh.rank == 0 else None
+        while True:
+            done = bool(written and wait([written], timeout=EXPORT_POLL).done)
+            if float(world.sum(torch.tensor([float(done)], device=world.device))):
+                break
+            trainer.tick()
+        return written.result() if written else run / "export"
 
 
 def export_run(run: Path, folder: Path, *, dtype: SaveDtype, step: int | None = None, ema: bool = False) -> Path:
@@ -144,12 +180,19 @@ def export_run(run: Path, folder: Path, *, dtype: SaveDtype, step: int | None = 
         raise UserError(f"{path} is not a complete checkpoint; complete ones: {store.steps()}")
     saved = ModelConfig.from_dict(index.extra["model"])
     model = DeepseekV3(saved, device="meta").to_empty(device="cpu")
+    if saved.tie_word_embeddings:
+        model.lm_head.weight = model.embed_tokens.weight
     own: dict[str, Tensor] = {f"{'ema' if ema else 'model'}.{n}": p for n, p in model.named_parameters()}
     gates_of = [m for m in model.modules() if isinstance(m, Gate) and m.config.has_router_bias]
     own |= {f"router_bias.{i}": gate.e_score_correction_bias for i, gate in enumerate(gates_of)}
+    tokenizer = Path(config.data.tokenizer)
+    if not (tokenizer / "tokenizer.json").exists():
+        raise UserError(
+            f"data.tokenizer {tokenizer} has no tokenizer.json, seen from {Path.cwd()}; start where the run was started"
+        )
     if ema and not config.optim.ema_decay:
         raise UserError(f"{run} kept no average of its weights (optim.ema_decay is 0); leave --ema out")
     for name, tensor in read_whole(path, list(own)):  # refuses a checkpoint that lacks one of them
         own[name].detach().copy_(tensor.view_as(own[name]))
-    save_model(model, folder, dtype=dtype, side_files_from=config.data.tokenizer, overwrite=True)
+    save_model(model, folder, dtype=dtype, side_files_from=tokenizer, overwrite=True)
     return folder

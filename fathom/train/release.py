@@ -1,4 +1,4 @@
-"""`fathom train release RECIPE`: a trained run becomes a checkpoint to ship, with a card that says what it is.
+"""`fathom train release RUN`: a trained SFT run becomes a checkpoint to ship, with a card that says what it is.
 
     SFT export (FP32) -> FP8 blocks in Hugging Face layout, tokenizer, chat template, generation settings
     reloaded as shipped -> figures.py -> README.md, curves.png, lengths.png
@@ -37,18 +37,24 @@ class Stage:
     run: Path
     config: TrainConfig
     log: list[Record]
+    kind: str  # as the card names it
 
     @property
-    def kind(self) -> str:
-        """As the card names it."""
-        if self.config.extend.phases:
-            return f"extension to {self.config.data.sequence_length:,} tokens"
-        return "SFT" if self.config.run.init_from else "pretraining"
+    def rows(self) -> str:
+        """What a step is made of."""
+        d = self.config.data
+        late = f", the last {d.long_fraction:.0%} in rows of {d.long_length:,}" if d.long_length else ""
+        return f"{d.batch_rows} x {d.sequence_length:,}{late}"
 
     @property
-    def seconds(self) -> float:
-        """Of training, by the median speed: a pause or a busy hour does not count."""
-        return float(self.log[-1]["tokens"] / np.median([r["tokens_per_second"] for r in self.log]))
+    def speed(self) -> float:
+        """Tokens per second of training, the median: a pause or a busy hour does not count."""
+        return float(np.median([r["tokens_per_second"] for r in self.log]))
+
+    @property
+    def minutes(self) -> float:
+        """Of training at that speed; evaluations and checkpoints are not in it."""
+        return float(self.log[-1]["tokens"]) / self.speed / 60
 
 
 def lineage(run: Path) -> list[Stage]:
@@ -61,7 +67,10 @@ def lineage(run: Path) -> list[Stage]:
         except UserError as error:
             raise UserError(f"{error}; a card describes a model from its first step, keep its runs") from None
         config = TrainConfig.from_dict(read.config)
-        stages.insert(0, Stage(folder, config, read.records))
+        kind = "SFT" if not stages else "pretraining"
+        if config.extend.phases:
+            kind = f"extension to {config.data.sequence_length:,} tokens"
+        stages.insert(0, Stage(folder, config, read.records, kind))
         if not config.run.init_from:
             return stages
         folder = Path(config.run.init_from).parent
@@ -69,21 +78,28 @@ def lineage(run: Path) -> list[Stage]:
             raise UserError(f"{folder} starts from itself (run.init_from)")
 
 
-def release(config: TrainConfig, folder: Path, beside: str = "") -> Path:
-    """Write the model of the finished SFT run `config` to `folder` with its card; returns `folder`.
+def release(run: Path, folder: Path, beside: str = "") -> Path:
+    """Write the model of the finished SFT run in the folder `run` to `folder` with its card; returns `folder`.
 
-    `beside`: folder or name of an older model, measured on the same text for the card.
+    `beside`: folder or name of an older model, measured on the same text for the card. All that the card needs is
+    looked for before anything is written: `folder` may hold the older model.
     """
-    export = Path(config.run.out) / "export"
+    export = run / "export"
     if not (export / "config.json").exists():
         raise UserError(f"{export} does not exist; finish `fathom train sft` first")
-    stages = lineage(Path(config.run.out))
+    stages = lineage(run)
+    config = stages[-1].config
+    if not config.run.init_from or config.extend.phases:
+        raise UserError(f"{run} is no SFT run; a release ships a model that chats, `fathom train export` any other")
+    if not read_config(export).num_nextn_predict_layers:
+        raise UserError(f"{export} has no MTP module, whose acceptance the card quotes; use `fathom train export`")
     documents, chats = stages[0].config.data.heldout, config.data.heldout
     if not documents or not chats:
         raise UserError("data.heldout of pretraining or SFT is empty; the card is measured on held-out text")
-    if beside and Path(documents).is_dir():
-        raise UserError(f"--beside needs held-out text that any tokenizer can read, but {documents} holds token shards")
-    context = read_config(stages[0].run / "export").max_position_embeddings  # what every stage and the older one has
+    sources = read_sources(Path(stages[0].config.data.train).parent / "sources.json")
+    context = read_config(stages[0].run / "export").max_position_embeddings  # what every stage has
+    if beside:
+        check_beside(beside, documents, context)
     older = measure(resolve(beside), documents, chats, context) if beside else None  # first: `folder` may be its own
     master = load_model(export, dtype="float32")
     save_model(master, folder, dtype="fp8", mtp_copies=False, side_files_from=export, overwrite=True)
@@ -107,31 +123,51 @@ def release(config: TrainConfig, folder: Path, beside: str = "") -> Path:
     lengths = next((s.run.parent / "lengths.png" for s in stages if s.config.extend.phases), None)
     if lengths is not None and lengths.exists():
         shutil.copyfile(lengths, folder / "lengths.png")
-    write_text(folder / "README.md", card(m, stages, figures, with_lengths=lengths is not None and lengths.exists()))
+    figures |= {"sources": sources, "with_lengths": lengths is not None and lengths.exists()}
+    write_text(folder / "README.md", card(folder.resolve().name, m, stages, figures))
     return folder
 
 
-def card(model: ModelConfig, stages: list[Stage], figures: dict[str, Any], *, with_lengths: bool) -> str:
+def read_sources(file: Path) -> dict[str, Any]:
+    """Where the corpus is from, as `fathom corpus build` has written it beside the text."""
+    if not file.exists():
+        raise UserError(f"{file} does not exist; the card credits each source: {{name: {{licence, docs, characters}}}}")
+    sources: dict[str, Any] = read_json(file)
+    return {n: {"skipped": False, "also_evaluation": False, "package": ""} | s for n, s in sources.items()}
+
+
+def check_beside(model: str, documents: str, context: int) -> None:
+    """Whether an older model can be measured on the same text."""
+    if Path(documents).is_dir():
+        raise UserError(f"--beside needs held-out text that any tokenizer can read, but {documents} holds token shards")
+    older = read_config(resolve(model))
+    if older.max_position_embeddings < context:
+        raise UserError(
+            f"--beside {model} has a context of {older.max_position_embeddings} tokens, but the card reads {context} "
+            "at a time"
+        )
+    if not older.num_nextn_predict_layers:
+        raise UserError(f"--beside {model} has no MTP module, whose acceptance the card quotes")
+
+
+def card(name: str, model: ModelConfig, stages: list[Stage], figures: dict[str, Any]) -> str:
     """README.md of the model: what it is, what it saw, what it can do."""
-    pretraining = stages[0]
-    sources = read_json(Path(pretraining.config.data.train).parent / "sources.json")
     template = (Path(__file__).parent / "card.md.jinja").read_text(encoding="utf-8")
     text: str = (
         jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True)
         .from_string(template)
         .render(
+            name=name,
+            bundled=stages[0].config.preset == "minnow" and not stages[0].config.model.keys() - {"initializer_range"},
             config=model,
             count=parameters(model),
             stages=stages,
+            extension=next((s.config.extend for s in stages if s.config.extend.phases), None),
             sft=stages[-1].config.data,
-            o=pretraining.config.optim,
-            b=pretraining.config.balance,
-            minutes=math.ceil(sum(stage.seconds for stage in stages) / 60),
-            speed=f"{pretraining.log[-1]['tokens'] / pretraining.seconds:,.0f}",
+            o=stages[0].config.optim,
+            minutes=math.ceil(sum(stage.minutes for stage in stages)),
             millions=lambda n: f"{n / 1e6:.1f}",
-            sources={n: {"skipped": False, "also_evaluation": False, "package": ""} | s for n, s in sources.items()},
-            skipped=", ".join(n for n, s in sources.items() if s.get("skipped")),
-            with_lengths=with_lengths,
+            skipped=", ".join(n for n, s in figures["sources"].items() if s["skipped"]),
             **figures,
         )
     )

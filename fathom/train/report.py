@@ -236,6 +236,7 @@ def report(folders: Sequence[Path], to: Path, smoothing: float = SMOOTHING) -> l
     tables = [summary(run) for run in runs]
     page = environment.from_string(template).render(
         names=[run.name for run in runs],
+        smoothing=f"{smoothing:g}",
         colours=[report_draw.colour(i) for i in range(len(runs))],
         rows=[(key, [t.get(key, "–") for t in tables]) for key in dict.fromkeys(k for t in tables for k in t)],
         differences=differences(runs) if len(runs) > 1 else [],

@@ -52,8 +52,9 @@ def learning_rate(
 def check_tail(tail: Sequence[Sequence[float]], decay_fraction: float) -> None:
     """Refuse a tail that is no list of [fraction, rate] pairs or that leaves no room for the rest of the run."""
     for part in tail:
-        numbers = [x for x in part if isinstance(x, int | float) and not isinstance(x, bool)]
-        if len(part) != 2 or len(numbers) != 2 or not 0 < part[0] <= 1 or not 0 <= part[1] < math.inf:
+        pair = part if isinstance(part, list) else []
+        numbers = [x for x in pair if isinstance(x, int | float) and not isinstance(x, bool)]
+        if len(pair) != 2 or len(numbers) != 2 or not 0 < part[0] <= 1 or not 0 <= part[1] < math.inf:
             raise UserError(f"optim.tail has {part!r}; each part must be [fraction of the run, learning rate]")
     used = sum(fraction for fraction, _ in tail) + decay_fraction
     if used > 1 + 1e-9:

@@ -24,7 +24,7 @@ from fathom.text.shards import stored_weights
 from fathom.text.tokenizer import Tokenizer
 from fathom.train.config import TrainConfig
 from fathom.train.evaluate import Nats
-from fathom.train.limits import refuse
+from fathom.train.limits import EXTENSION, refuse
 from fathom.train.loop import Trainer
 from fathom.train.pretrain import export, open_tokenizer, start_model, token_stream
 
@@ -78,7 +78,10 @@ def heldout_loss(nats: Nats, data: DialogueDataset, batches: int) -> dict[str, f
 
 def check(config: TrainConfig) -> None:
     """What SFT needs and what it does not take, before anything is read."""
+    if not config.run.init_from:
+        raise UserError("run.init_from is empty; SFT starts from a pretrained checkpoint")
     ChatTemplate.builtin(config.data.template)
+    refuse(config, EXTENSION, "SFT; they belong to `fathom train extend`")
     lengths = ("data.long_length", "data.ramp_from_rows")
     refuse(config, lengths, "SFT; its rows have data.sequence_length tokens, data.batch_rows of them a step")
     if not config.data.text:
@@ -94,12 +97,11 @@ def dialogues(
     return DialogueDataset(samples, rows=rows, length=length, seed=config.run.seed, pad=pad)
 
 
-def dialogues_and_text(config: TrainConfig, model: ModelConfig, tokenizer: Tokenizer) -> Batches:
-    """What SFT trains on: dialogues, and data.text_share of the rows pretraining text."""
+def with_text(config: TrainConfig, talks: DialogueDataset, model: ModelConfig, tokenizer: Tokenizer) -> Batches:
+    """Dialogues, made a row at a time, and data.text_share of the rows pretraining text; or `talks` alone."""
     d = config.data
     if not d.text:
-        return dialogues(config, d.train, model, tokenizer, rows=d.batch_rows)
-    talks = dialogues(config, d.train, model, tokenizer, rows=1)
+        return talks
     return Mixture(talks, documents(config, model, tokenizer), rows=d.batch_rows, share=d.text_share)
 
 
@@ -116,8 +118,6 @@ def documents(config: TrainConfig, model: ModelConfig, tokenizer: Tokenizer) -> 
 def sft(config: TrainConfig, mesh: Mesh | None = None, tick: Callable[[], None] = lambda: None) -> Path:
     """Train to the end (or resume); returns the folder of the exported checkpoint."""
     d, run = config.data, config.run
-    if not run.init_from:
-        raise UserError("run.init_from is empty; SFT starts from a pretrained checkpoint")
     check(config)
     model = start_model(config)
     tokenizer = open_tokenizer(config, model.config)
@@ -125,10 +125,16 @@ def sft(config: TrainConfig, mesh: Mesh | None = None, tick: Callable[[], None] 
 
     def evaluate(nats: Nats) -> dict[str, float]:
         assert heldout is not None
-        return heldout_loss(nats, heldout, run.eval_rows)
+        return heldout_loss(nats, heldout, -(-run.eval_rows // d.batch_rows))
 
+    talks = dialogues(config, d.train, model.config, tokenizer, rows=1 if d.text else d.batch_rows)
     unit = "nats/answer token"
-    with Prefetched(dialogues_and_text(config, model.config, tokenizer), d.workers) as data:
+    with Prefetched(with_text(config, talks, model.config, tokenizer), d.workers) as data:
         trainer = Trainer(config, model, data, evaluate if heldout else None, unit=unit, mesh=mesh, tick=tick)
+        if talks.left_out:
+            trainer.watch.note(
+                f"{talks.left_out} of {talks.left_out + len(talks.samples)} dialogues are left out: more than "
+                f"data.sequence_length {d.sequence_length} tokens, or none"
+            )
         trainer.train()
     return export(trainer)

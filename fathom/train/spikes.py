@@ -8,7 +8,7 @@ bad batch then costs one batch, not the run.
 
 Medians, since a mean would follow the very spike it is asked about. The floor keeps a flat stretch from turning
 harmless noise into a spike: half a percent of the loss, 0.1 for the logarithm of the norm. Only upward jumps count.
-Skipped steps never enter the history. Losses are judged from the 20th step on; NaN and infinity always.
+Skipped steps never enter the history. Losses are judged from the 21st step on; NaN and infinity always.
 
 The decision must be the same on every rank: give it the loss and the norm of the whole step, after the all-reduce.
 """

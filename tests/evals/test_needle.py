@@ -222,8 +222,8 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         command.run(far)
     assert command.run(dataclasses.replace(far, beyond=True)) == 0
     assert len(read_results(tmp_path / "out" / "model-1.jsonl")) == 12
-    with pytest.raises(UserError, match="no chat template"):
-        command.forms("chat", SimpleNamespace(template=None, name="model"))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="no chat template"):  # a base model: it was not trained on the built-in one
+        command.run(dataclasses.replace(args, form="chat"))
     with pytest.raises(UserError, match="does not exist"):
         command.run(dataclasses.replace(args, haystack=tmp_path / "none.jsonl"))
     before = fingerprint(model)

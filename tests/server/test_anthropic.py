@@ -188,9 +188,12 @@ def test_why_an_answer_ended(server, client):
     assert (message.stop_reason, message.stop_sequence) == ("stop_sequence", " three")
     assert message.content[0].text == "one two"
     assert create(client, max_tokens=2).stop_reason == "max_tokens"
-    server.fake.script = "fish " * 1100
-    assert create(client, max_tokens=2000).stop_reason == "model_context_window_exceeded"
-    assert events(server, stop_sequences=[" three"], max_tokens=5000)[-2][1]["delta"]["stop_reason"].startswith("model")
+    limit = server.fake.llm.max_model_len
+    server.fake.script = "fish " * (limit + 1)
+    assert create(client, max_tokens=2 * limit).stop_reason == "model_context_window_exceeded"
+    assert events(server, stop_sequences=[" three"], max_tokens=2 * limit)[-2][1]["delta"]["stop_reason"].startswith(
+        "model"
+    )
 
 
 def test_turns_of_one_role_are_one(server):

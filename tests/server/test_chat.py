@@ -57,7 +57,10 @@ def test_a_whole_answer(server):
     assert usage.prompt_tokens_details.cached_tokens == 2
     details = usage.completion_tokens_details
     assert (details.accepted_prediction_tokens, details.rejected_prediction_tokens) == (3, 1)
-    assert usage.fathom["context_used"] == usage.total_tokens and usage.fathom["context_limit"] == 1024
+    assert (
+        usage.fathom["context_used"] == usage.total_tokens
+        and usage.fathom["context_limit"] == server.fake.llm.max_model_len
+    )
 
 
 def test_the_prompt_is_the_template_s(server):

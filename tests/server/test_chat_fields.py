@@ -120,9 +120,10 @@ def test_a_message_of_ours_can_be_sent_back(server):
 
 
 def test_a_prompt_that_is_too_long_is_refused_with_both_numbers(server):
-    error = refused(server.chat("fish " * 1100), 400, "messages", "1024")
+    limit = server.fake.llm.max_model_len
+    error = refused(server.chat("fish " * (limit + 1)), 400, "messages", str(limit))
     assert error["code"] == "context_length_exceeded"
-    refused(server.chat("x" * 200_000), 400, "messages", "1024")
+    refused(server.chat("x" * 200_000), 400, "messages", str(limit))
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_filling_in_the_middle(server):
         ({"prompt": [1, "a"]}, "prompt["), ({"prompt": ["x"] * (MAX_PROMPTS + 1)}, "prompt"),
         ({"prompt": None}, "prompt"), ({"max_tokens": 0}, "max_tokens"), ({"logprobs": 21}, "logprobs"),
         ({"logprobs": True}, "logprobs"), ({"echo": True, "suffix": "x"}, "echo"), ({"nn": 1}, "nn"),
-        ({"prompt": ["x"] * MAX_PROMPTS, "n": 8}, "n"), ({"prompt": "fish " * 1100}, "prompt"),
+        ({"prompt": ["x"] * MAX_PROMPTS, "n": 8}, "n"), ({"prompt": "fish " * 10_000}, "prompt"),
         ({"prompt": [99999]}, "prompt"), ({"messages": []}, "messages"),
     ],
 )  # fmt: skip

@@ -277,7 +277,7 @@ def test_items_that_are_refused(server, items, param):
 
 def test_errors_around_a_request(server):
     refused(post(server, model="whale"), 404, "model")
-    refused(post(server, input="fish " * 2000), 400, "input")
+    refused(post(server, input="fish " * 10_000), 400, "input")
     server.fake.busy = EngineBusy("9 requests are waiting, the limit is 9", 2.2)
     with pytest.raises(openai.RateLimitError):
         create(server, stream=True)

@@ -16,8 +16,9 @@ def test_models(server):
     [model] = server.openai.models.list().data
     assert server.openai.models.retrieve("minnow") == model
     assert model.fathom == {
-        "max_model_len": 1024, "thinking": True, "format": "v3", "moe_layers": 5, "experts": 32,
-        "experts_per_token": 4, "mtp_depth": 1, "dtype": "BF16", "default": {"temperature": 0.6, "top_p": 0.95},
+        "max_model_len": server.fake.llm.max_model_len, "thinking": True, "format": "v3", "moe_layers": 5,
+        "experts": 32, "experts_per_token": 4, "mtp_depth": 1, "dtype": "BF16",
+        "default": {"temperature": 0.6, "top_p": 0.95},
     }  # fmt: skip
     refused(server.http.get("/v1/models/deepseek-ai/DeepSeek-V3"), 404, "model", "DeepSeek-V3", "minnow")
 
@@ -27,7 +28,7 @@ def test_tokenize_counts_what_completions_see(server):
     text = "two fish 你"
     answer = server.http.post("/tokenize", json={"prompt": text}).json()
     assert answer == {"tokens": tokenizer.encode(text, add_bos=True), "count": len(answer["tokens"]),
-                      "max_model_len": 1024}  # fmt: skip
+                      "max_model_len": server.fake.llm.max_model_len}  # fmt: skip
     bare = server.http.post("/tokenize", json={"prompt": text, "add_special_tokens": False}).json()
     assert bare["tokens"] == answer["tokens"][1:]
     messages = [{"role": "user", "content": text}]

@@ -145,6 +145,14 @@ def sequence_balance(scores_BTE: Tensor, top_k: int) -> Tensor:
     return total / batch
 
 
+def unpadded(scores_BTE: Tensor, batch: Batch) -> list[Tensor]:
+    """[1, real tokens, E] of each row."""
+    if batch.segments is None:
+        return list(scores_BTE.split(1))
+    positions = [[t for t in range(scores_BTE.shape[1]) if int(s[t]) >= 0] for s in batch.segments]
+    return [row[None, own] for row, own in zip(scores_BTE, positions, strict=True)]
+
+
 def mtp_target(batch: Batch, row: int, i: int, depth: int) -> int:
     """What depth `depth` must predict at position i: token i+2+depth, if it is trained and of the same sample."""
     last = i + 2 + depth  # labels[t] is token t+1, so the label at last-1 is token `last`
@@ -177,6 +185,7 @@ def total_loss(model: NaiveModel, batch: Batch, mtp_lambda: float, alpha: float)
         targets = [[mtp_target(batch, r, i, depth) for i in range(length - 1 - depth)] for r in range(rows)]
         depths.append(loss(model.logits(h), targets))
     top_k = model.config.num_experts_per_tok
-    balance = torch.stack([sequence_balance(s, top_k) for s in model.scores]).sum()
+    balance = torch.stack([sequence_balance(s, top_k) for layer in model.scores for s in unpadded(layer, batch)]).sum()
+    balance = balance / rows
     total = main + mtp_lambda / depths_of_model * torch.stack(depths).sum() + alpha * balance
     return total, main, depths

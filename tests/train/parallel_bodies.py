@@ -7,6 +7,8 @@ for result in compare(EXHAUSTIVE, folder): print(result)
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,12 +86,22 @@ def train(case: Case, out: Path, mesh: Mesh | None, until: int = STEPS) -> list[
     return records
 
 
-def stop_one(case: Case, folder: str, stopped: int, step: int) -> tuple[str, int]:
-    """Rank `stopped` is asked to end during `step`: how this rank ends, and after how many steps."""
+def stop_one(case: Case, folder: str, stopped: int, step: int, moment: str) -> tuple[str, int]:
+    """Rank `stopped` gets a signal when it makes the batch of `step`, or when that step is done (its "tick").
+
+    Returns how this rank ends, and after how many steps.
+    """
     with join(Place.from_env()) as ranks:
         trainer = make_trainer(case.config(Path(folder) / "run"), make_mesh(case.layout, ranks.device))
-        if ranks.rank == stopped:
+
+        def late() -> None:
+            if trainer.step_done == step + 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        if ranks.rank == stopped and moment == "batch":
             trainer.data = FatalData(make_data(trainer.config, case.layout.data), "term", step)
+        elif ranks.rank == stopped:
+            trainer.tick = late
         try:
             trainer.train()
             return "trained to the end", trainer.step_done

@@ -142,6 +142,25 @@ def test_loss_and_gradient_equal_the_definition(top_k: int) -> None:
     torch.testing.assert_close(mine.grad, naive.grad)
 
 
+def test_padding_is_not_there() -> None:
+    """A row of 4 tokens and 3 of padding counts as a row of 4, in both losses; the padding gets no gradient."""
+    keep = torch.ones(2, 8, dtype=torch.bool)  # of a batch with one position more than the module sees, as MTP's
+    keep[1, 4:] = False
+    mine = random_scores(2, 7, 8).requires_grad_()
+    rows = [mine.detach()[:1].clone().requires_grad_(), mine.detach()[1:, :4].clone().requires_grad_()]
+    loss = sequence_balance_loss(routing(mine), 2, keep)
+    loss.backward()
+    naive = torch.stack([sequence_balance(row, 2) for row in rows]).mean()
+    naive.backward()
+    assert loss.item() == pytest.approx(naive.item(), rel=1e-6)
+    torch.testing.assert_close(mine.grad[0], rows[0].grad[0])
+    torch.testing.assert_close(mine.grad[1, :4], rows[1].grad[0])
+    assert not mine.grad[1, 4:].any()
+    tokens = torch.cat([row.detach().flatten(0, 1) for row in rows])[None]
+    whole = batch_balance_loss(routing(mine.detach()), 2, keep).item()
+    assert whole == pytest.approx(sequence_balance(tokens, 2).item(), rel=1e-6)
+
+
 def test_each_sequence_counts_for_itself() -> None:
     """Two sequences that are skewed in opposite ways are balanced together, and still cost."""
     scores = torch.full((2, 6, 4), 0.01)

@@ -101,11 +101,13 @@ def test_a_checkpoint_goes_on_on_another_layout(tmp_path: Path) -> None:
         assert log == list(range(1, STEPS + 1))
 
 
-def test_a_signal_to_one_rank_stops_all_at_the_same_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("moment", "last"), [("batch", 4), ("tick", 5)])
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(tmp_path: Path, moment: str, last: int) -> None:
+    """During step 4, or after it: when the ranks have spoken about it, the other may be in step 5 already."""
     case = Case(Layout(data=2))
-    ended = run(2, stop_one, case, str(tmp_path), 1, 3, folder=tmp_path, limit=300.0)
-    assert [rank.value for rank in ended.values()] == [("stopped", 4)] * 2, ended
-    assert Store(tmp_path / "run/checkpoints", None, keep=2, best="heldout").latest() == 4
+    ended = run(2, stop_one, case, str(tmp_path), 1, 3, moment, folder=tmp_path, limit=300.0)
+    assert [rank.value for rank in ended.values()] == [("stopped", last)] * 2, ended
+    assert Store(tmp_path / "run/checkpoints", None, keep=2, best="heldout").latest() == last
 
 
 # ---- layouts that do not fit

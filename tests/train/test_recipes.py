@@ -14,6 +14,7 @@ from fathom.plan.training import plan
 from fathom.text.ramp import Ramp
 from fathom.train import schedules
 from fathom.train.config import TrainConfig
+from fathom.train.loop import ramp_of
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 REPORTED = ("v3-671b", "small-moe-16b")  # what comes from a report must say from where
@@ -24,9 +25,7 @@ def load(name: str) -> TrainConfig:
 
 
 def ramp(c: TrainConfig) -> Ramp:
-    d = c.data
-    multiple = d.micro_rows * max(c.parallel.data, 1)
-    return Ramp(d.batch_rows, start=d.ramp_from_rows, over=d.ramp_tokens, length=d.sequence_length, multiple=multiple)
+    return ramp_of(c, max(c.parallel.data, 1))
 
 
 def tokens(c: TrainConfig) -> int:
@@ -69,6 +68,9 @@ def test_v3() -> None:
     assert now(14.634e12).lr == now(14.79e12).lr == 7.3e-6
     assert (now(14.29e12).gamma, now(14.31e12).gamma) == (0.001, 0.0)
     assert (now(9.99e12).mtp_lambda, now(10.01e12).mtp_lambda) == (0.3, 0.1)
+    # the batch may spread over twice the data ranks once it has grown, as [parallel] says, and sees the same rows
+    wide = ramp_of(c, 128)
+    assert all(wide.rows(s) == rows.rows(s) for s in range(0, rows.steps + 9, 7))
     # dualpipev wants two micro-batches per rank, also of the first and smallest batch
     assert now(0).rows / (c.parallel.data * c.data.micro_rows) >= 2 * c.parallel.pipeline
 

@@ -25,10 +25,9 @@ from fathom.text.tokenizer import Tokenizer
 from fathom.train.balance import gates
 from fathom.train.config import TrainConfig
 from fathom.train.figures import SAMPLE_PROMPTS
-from fathom.train.loop import ramp_of
-from fathom.train.pretrain import export_run
+from fathom.train.pretrain import batches, export_run
 from fathom.train.release import lineage
-from fathom.train.sft import dialogues, dialogues_and_text, documents
+from fathom.train.sft import dialogues, documents, with_text
 
 SENTENCE = "the little fish swims in the deep sea and the little bird sings all day long"
 WORDS = SENTENCE.split()
@@ -159,6 +158,59 @@ def test_any_checkpoint_can_be_exported(done: Workshop, tmp_path: Path) -> None:
         )
 
 
+def test_tied_embeddings_are_exported(done: Workshop, tmp_path: Path) -> None:
+    recipe = (done.folder / "pretrain.toml").read_text().replace("[model]", "[model]\ntie_word_embeddings = true", 1)
+    (tmp_path / "tied.toml").write_text(recipe)
+    flags = ["--run.out", str(tmp_path / "run"), "--run.steps", "2"]
+    assert cli.main(["train", "pretrain", str(tmp_path / "tied.toml"), *flags]) == 0
+    model = load_model(tmp_path / "run" / "export", dtype="float32")
+    newest = dict(read_whole(tmp_path / "run" / "checkpoints" / "step-00000002"))
+    assert model.lm_head.weight is model.embed_tokens.weight
+    assert torch.equal(model.embed_tokens.weight, newest["model.embed_tokens.weight"])
+
+
+def test_an_export_brings_its_tokenizer(done: Workshop, tmp_path: Path) -> None:
+    """A relative data.tokenizer of a run that was started elsewhere."""
+    run = shutil.copytree(done.folder / "pretrain", tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    config["data"]["tokenizer"] = "data/gone"
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"data/gone has no tokenizer\.json"):
+        export_run(run, tmp_path / "out", dtype="fp32")
+    assert not (tmp_path / "out").exists()
+
+
+def test_micro_batches_may_change_between_start_and_resume(done: Workshop, tmp_path: Path) -> None:
+    run = shutil.copytree(done.folder / "pretrain", tmp_path / "run")
+    shutil.rmtree(run / "checkpoints" / "step-00000006")
+    assert done.train("pretrain", "--run.out", str(run), "--data.micro-rows", "4") == 0
+    last = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()][-1]
+    assert last["step"] == 6 and last["loss"] == pytest.approx(done.log("pretrain")[-1]["loss"], rel=1e-5)
+
+
+def test_long_rows_divide_over_the_ranks_or_are_refused(done: Workshop) -> None:
+    """Before the first step, not when their turn comes."""
+    recipe = TrainConfig.from_toml(done.folder / "pretrain.toml")
+    tokens = done.folder / "pretrain" / "tokens" / "train"
+    tokenizer = Tokenizer.from_pretrained(done.folder / "tokenizer")
+    data = dataclasses.replace(recipe.data, long_length=32, micro_rows=1)
+    config = dataclasses.replace(recipe, data=data)
+    with pytest.raises(UserError, match=r"leaves 2 rows a step.*4 data ranks"):
+        batches(config, tokens, tokenizer, 4)
+    deep = dataclasses.replace(config.parallel, pipeline=2, schedule="dualpipev")
+    with pytest.raises(UserError, match="dualpipev"):
+        batches(dataclasses.replace(config, parallel=deep), tokens, tokenizer, 1)
+
+
+def test_long_dialogues_are_counted(done: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": text(1) * 5}]}
+    talks = (done.folder / "sft.jsonl").read_text() + json.dumps(long) + "\n"
+    (tmp_path / "talks.jsonl").write_text(talks)
+    flags = ["--data.train", str(tmp_path / "talks.jsonl"), "--run.out", str(tmp_path / "run"), "--run.steps", "1"]
+    assert done.train("sft", *flags) == 0
+    assert "1 of 41 dialogues are left out" in capsys.readouterr().err
+
+
 def test_sft_starts_from_the_pretrained_weights(done: Workshop) -> None:
     first, last = done.log("pretrain")[0], done.log("sft")[0]
     assert first["loss"] > 5.5 and last["loss"] < first["loss"]
@@ -171,8 +223,8 @@ def test_sft_with_pretraining_text_mixed_in(done: Workshop, tmp_path: Path) -> N
     assert done.train("sft", *mixed, "--run.out", str(tmp_path / "mixed")) == 0
     config = TrainConfig.from_dict(json.loads((tmp_path / "mixed" / "config.json").read_text()))
     model, tokenizer = config.model_config(), Tokenizer.from_pretrained(done.folder / "tokenizer")
-    data = dialogues_and_text(config, model, tokenizer)
     plain = dialogues(config, config.data.train, model, tokenizer, rows=1)
+    data = with_text(config, plain, model, tokenizer)
     text, talks = 0, 0
     for row in (data.batch(step).rows(r, r + 1) for step in range(6) for r in range(4)):
         assert row.segments is not None
@@ -192,7 +244,7 @@ def test_release(done: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("fathom.train.figures.CHATS", 4)
     source = {"licence": "none", "docs": 40, "characters": 9999, "package": "made up"}
     (done.folder / "sources.json").write_text(json.dumps({"s0": source, "s1": source, "s2": {"skipped": "offline"}}))
-    argv = ["train", "release", str(done.folder / "sft.toml"), "--to", str(tmp_path / "shipped")]
+    argv = ["train", "release", str(done.folder / "sft"), "--to", str(tmp_path / "shipped")]
     assert cli.main([*argv, "--beside", str(done.folder / "pretrain" / "export")]) == 0
     with open_checkpoint(tmp_path / "shipped") as checkpoint:
         assert checkpoint.is_fp8 and not checkpoint.has_mtp_copies
@@ -204,7 +256,7 @@ def test_release(done: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert set(bits) == {"s0", "s1", "mean"} and bits["s0"][0] != bits["s0"][1]
     assert all(pretrained == older for pretrained, _, older in bits.values())  # here the older one is the pretrained
     assert card.count("*the model before this one:*") == len(SAMPLE_PROMPTS)
-    assert re.findall(r"^\| (pretraining|SFT) \| 0.0 M tokens, 6 steps of 4 x", card, flags=re.M) == [
+    assert re.findall(r"^\| (pretraining|SFT) \| 0.0 M tokens[^,]*, 6 steps of 4 x", card, flags=re.M) == [
         "pretraining",
         "SFT",
     ]
@@ -213,12 +265,34 @@ def test_release(done: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert settings["model_max_length"] == 256
 
 
+def test_a_release_that_cannot_have_its_card_writes_nothing(done: Workshop, tmp_path: Path) -> None:
+    def refused(words: str, *argv: str) -> None:
+        with pytest.raises(UserError, match=words):
+            cli_train(["release", *argv, "--to", str(tmp_path / "out")])
+        assert not (tmp_path / "out").exists()
+
+    refused("no SFT run", str(done.folder / "pretrain"))
+    if (done.folder / "sources.json").exists():
+        (done.folder / "sources.json").unlink()
+    refused(r"sources\.json does not exist", str(done.folder / "sft"))
+    (done.folder / "sources.json").write_text("{}")
+    refused("context of 64 tokens", str(done.folder / "sft"), "--beside", str(shorter(done, tmp_path, 64)))
+
+
+def shorter(done: Workshop, tmp_path: Path, context: int) -> Path:
+    folder = shutil.copytree(done.folder / "pretrain" / "export", tmp_path / "short")
+    config = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": context}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
 @pytest.mark.parametrize("beside", ["gone", "pretrain"])
 def test_what_a_release_cannot_stand_beside(done: Workshop, tmp_path: Path, beside: str) -> None:
     """No such model, or a folder that is none: said before anything is written."""
     model = beside if beside == "gone" else str(done.folder / beside)
+    (done.folder / "sources.json").write_text("{}")
     with pytest.raises(UserError, match=beside):
-        cli_train(["release", str(done.folder / "sft.toml"), "--to", str(tmp_path / "out"), "--beside", model])
+        cli_train(["release", str(done.folder / "sft"), "--to", str(tmp_path / "out"), "--beside", model])
     assert not (tmp_path / "out").exists()
 
 
@@ -245,7 +319,7 @@ def test_lineage_follows_an_extension_back_to_fresh_weights(tmp_path: Path) -> N
     stages = lineage(tmp_path / "sft")
     assert [s.run.name for s in stages] == ["pretrain", "phase-1", "phase-2", "sft"]
     wanted = ["pretraining", "extension to 128 tokens", "extension to 256 tokens", "SFT"]
-    assert [s.kind for s in stages] == wanted and stages[0].seconds == 2.0
+    assert [s.kind for s in stages] == wanted and stages[0].minutes == pytest.approx(2 / 60)
     shutil.rmtree(tmp_path / "long" / "phase-1")
     with pytest.raises(UserError, match=r"phase-1 .*keep its runs"):
         lineage(tmp_path / "sft")
@@ -264,16 +338,12 @@ def test_a_finished_run_runs_again_without_a_step(done: Workshop, capsys: pytest
 
 def test_long_rows_come_last(done: Workshop) -> None:
     """Twice as long, half as many, from the switch on; a batch is still a pure function of the step."""
-    from fathom.text.dataset import digest
-    from fathom.train.config import TrainConfig
-    from fathom.train.pretrain import batches
-
     recipe = TrainConfig.from_toml(done.folder / "pretrain.toml")
     late = {"long_length": 32, "long_fraction": 0.5}
     config = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, **late))
     tokens = done.folder / "pretrain" / "tokens" / "train"
     tokenizer = Tokenizer.from_pretrained(done.folder / "tokenizer")
-    plain, staged, again = (batches(c, tokens, tokenizer, ramp_of(c, 1)) for c in (recipe, config, config))
+    plain, staged, again = (batches(c, tokens, tokenizer, 1) for c in (recipe, config, config))
     assert [tuple(staged.batch(i).tokens.shape) for i in range(6)] == [(4, 16)] * 3 + [(2, 32)] * 3
     assert [digest(again.batch(i)) for i in (5, 0, 3)] == [digest(staged.batch(i)) for i in (5, 0, 3)]
     assert digest(staged.batch(2)) == digest(plain.batch(2))
@@ -349,6 +419,13 @@ MISTAKES: dict[str, tuple[Any, list[str], list[str]]] = {  # what was done befor
     "sft weights without text": (None, ["sft", "--data.fim-rate", "0.1"], ["fim_rate has no effect", "data.text"]),
     "sft long rows": (None, ["sft", "--data.long-length", "32"], ["long_length has no effect in SFT"]),
     "pretrain with a template": (None, ["pretrain", "--data.template", "v3.1"], ["data.template has no effect"]),
+    "another model than the start's": ("done", ["sft", "--preset", "v3-671b"], ["another model", "different: "]),
+    "extension keys": (None, ["pretrain", "--extend.factor", "8"], ["extend.factor has no effect in pretraining"]),
+    "extension keys in sft": (None, ["sft", "--extend.long-share", "0.5"], ["extend.long_share has no effect in SFT"]),
+    "dry run of what sft refuses": (None, ["sft", "--run.init-from", "", "--dry-run"], ["run.init_from is empty"]),
+    "not a text": (
+        lambda w: (w.folder / "pretrain.toml").write_bytes(b"# caf\xe9\n"), ["pretrain"], ["pretrain.toml", "UTF-8"],
+    ),
     "release not finished": (None, ["release", "--to", "{w}/out"], ["finish"]),
     "release without --to": (None, ["release"], ["--to"]),
 }  # fmt: skip
@@ -363,20 +440,23 @@ def test_mistakes_are_one_line(workshop: Workshop, capsys: pytest.CaptureFixture
         recipe.write_text(recipe.read_text().replace("vocab_size = 320", "vocab_size = 300"))
     elif prepare == "weight":
         recipe.write_text(recipe.read_text() + "\n[data.weights]\nbooks = 2.0\n")
+    elif prepare == "done":
+        assert workshop.train("pretrain", "--run.steps", "1") == 0
+        capsys.readouterr()
     elif prepare:
         prepare(workshop)
     argv = [a.replace("{w}", str(workshop.folder)) for a in argv]
     if argv[0] == "train":
         code = cli.main(argv)
     elif argv[0] == "release":
-        code = cli.main(["train", "release", str(workshop.folder / "sft.toml"), *argv[1:]])
+        code = cli.main(["train", "release", str(workshop.folder / "sft"), *argv[1:]])
     else:
         code = workshop.train(*argv)
     out, err = capsys.readouterr()
     assert code == 2 and out == "" and err.startswith("fathom: error: ") and err.count("\n") == 1, err
     for word in words:
         assert word in err
-    assert not list(workshop.folder.glob("*/export/*"))
+    assert prepare == "done" or not list(workshop.folder.glob("*/export/*"))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ FROZEN = """
 preset model
 data.train data.heldout data.tokenizer data.batch_rows data.micro_rows data.sequence_length data.long_length
 data.long_fraction data.weights data.template data.text data.text_share data.fim_rate data.split_rate data.workers
-data.ramp_from_rows data.ramp_tokens
+data.ramp_from_rows data.ramp_tokens data.ramp_rows_step
 optim.peak_lr optim.final_lr optim.warmup_steps optim.decay_fraction optim.beta1 optim.beta2 optim.eps
 optim.weight_decay optim.clip_norm optim.tail optim.moments optim.ema_decay
 balance.method balance.gamma balance.gamma_stop_fraction balance.alpha balance.aux_alpha balance.mtp_lambda
@@ -117,6 +117,9 @@ def test_there_are_recipes() -> None:
         ("[optim]\ntail = [[0.5]]", ["optim.tail", "fraction of the run"]),
         ("[optim]\ntail = [[0.9, 1e-5]]", ["optim.tail", "decay_fraction"]),
         ("[optim]\ntail = 'flat'", ["optim.tail", "list"]),
+        ("[optim]\ntail = [0.5, 1e-5]", ["optim.tail has 0.5", "fraction of the run"]),
+        ("[data]\nramp_rows_step = 4", ["data.ramp_rows_step", "data.ramp_tokens"]),
+        ("[data]\nlong_fraction = 0.2", ["data.long_fraction", "data.long_length"]),
         ("[balance]\nmethod = 'loss'", ["balance.method", "aux"]),
         ("[balance]\naux_alpha = -1", ["balance.aux_alpha"]),
         ("[data]\nfim_rate = 1.5", ["data.fim_rate", "between 0 and 1"]),
@@ -221,10 +224,16 @@ def test_only_what_changes_no_step_may_change() -> None:
                 kept.add(f"{table}.{key}")
     free = {k for k in KEYS if "." in k and k not in kept}
     assert free == {
-        "data.train", "data.heldout", "data.text", "data.tokenizer", "data.workers", "precision.recompute", "run.out",
+        "data.train", "data.heldout", "data.text", "data.tokenizer", "data.workers", "data.micro_rows",
+        "precision.recompute", "run.out",
         "run.checkpoint_every", "run.keep_checkpoints", "run.eval_every", "run.eval_rows", "run.log_every",
         "run.tensorboard", *(k for k in KEYS if k.startswith("parallel.")),
     }  # fmt: skip
+
+
+def test_an_auxiliary_loss_is_one_of_micro_batches() -> None:
+    a, b = (TrainConfig.from_dict({"data": {"micro_rows": n}, "balance": {"method": "aux"}}).to_dict() for n in (4, 8))
+    assert differences(comparable(a), comparable(b)) == ["data.micro_rows"]
 
 
 # ---- command line

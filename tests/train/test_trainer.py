@@ -14,7 +14,7 @@ from torch import Tensor
 from fathom.checkpoint.store import read_whole
 from fathom.runtime import UserError
 from fathom.text.dataset import Batch, PackedDataset
-from fathom.train.loop import Trainer, ramp_of
+from fathom.train.loop import Trainer, clip_scale, ramp_of
 
 STEPS, SPIKE = 34, 26  # the guard compares from its 20th step on
 CHANGES: dict[str, Any] = {
@@ -146,6 +146,23 @@ def test_the_batch_grows(tmp_path: Path) -> None:
     assert log(tmp_path / "stopped") == records
     mine, theirs = state(tmp_path / "stopped", 12), state(tmp_path / "whole", 12)
     assert all(torch.equal(mine[n], theirs[n]) for n in theirs)
+
+
+def test_the_ramp_is_the_recipes_and_not_the_layouts(tmp_path: Path) -> None:
+    """A run that goes on with more data ranks sees the same rows."""
+    changes = {"data.batch_rows": 16, "data.micro_rows": 1, "data.ramp_from_rows": 4, "data.ramp_tokens": 8000}
+    one, four = (ramp_of(make_config(tmp_path, changes), ranks) for ranks in (1, 4))
+    assert [one.rows(s) for s in range(150)] == [four.rows(s) for s in range(150)] and {4, 8, 12, 16} == {
+        one.rows(s) for s in range(150)
+    }
+    fine = make_config(tmp_path, changes | {"data.ramp_rows_step": 2})
+    assert {ramp_of(fine, 2).rows(s) for s in range(150)} == {4, 6, 8, 10, 12, 14, 16}
+    with pytest.raises(UserError, match=r"grows by 2 rows .*ramp_rows_step"):
+        ramp_of(fine, 4)
+
+
+def test_a_limit_of_zero_clips_nothing(tmp_path: Path) -> None:
+    assert clip_scale(1.0, 4.0) == pytest.approx(0.25) and clip_scale(1.0, 0.5) == clip_scale(0.0, 4.0) == 1.0
 
 
 def test_rows_must_divide_over_the_ranks(tmp_path: Path) -> None:

@@ -25,6 +25,11 @@ def from_demo(data: dict[str, Any]) -> ModelConfig:
     unknown = set(data) - set(DEFAULTS)
     if unknown:
         raise UserError(f"demo config has unknown fields {sorted(unknown)}")
+    for name, value in data.items():
+        default = DEFAULTS[name]
+        kinds = (int, float) if isinstance(default, int | float) else (str, type(None)) if default is None else (str,)
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise UserError(f"demo config: {name} is {value!r}, it must be a {'number' if int in kinds else 'text'}")
     d = DEFAULTS | data
     v3 = d["score_func"] == "sigmoid"
     yarn = d["max_seq_len"] > d["original_seq_len"]
@@ -46,6 +51,19 @@ def from_demo(data: dict[str, Any]) -> ModelConfig:
         quantization=QuantizationConfig(scale_fmt=d["scale_fmt"]) if d["dtype"] == "fp8" else None,
         bos_token_id=None, eos_token_id=(),
     )  # fmt: skip
+
+
+# What decides the function that a model computes and the demo's format has no field of its own for.
+IMPLIED = ("rms_norm_eps", "moe_layer_freq", "norm_topk_prob", "topk_method", "rope_scaling")
+
+
+def said_otherwise(config: ModelConfig) -> list[str]:
+    """Fields whose values the demo, given this model's demo config, would take to be others."""
+    back = from_demo(to_demo(config))
+    lost = [name for name in IMPLIED if getattr(back, name) != getattr(config, name)]
+    if config.quantization and config.quantization.weight_block_size != QuantizationConfig().weight_block_size:
+        lost.append("weight_block_size")
+    return lost
 
 
 def to_demo(config: ModelConfig) -> dict[str, Any]:

@@ -120,6 +120,14 @@ def _fsync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+def at_home(name: Path | str) -> Path:
+    """A path that a person typed: `~` is a home folder. UserError where there is no such person."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        raise UserError(f"{name} begins with the home folder of nobody here; write the whole path") from None
+
+
 def write_text(path: Path | str, text: str) -> None:
     """Write a whole text file, or nothing."""
     with atomic_write(path) as temporary:

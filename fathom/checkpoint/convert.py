@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -100,18 +101,23 @@ def _write_all(checkpoint: Checkpoint, plan: Plan, options: Options, destination
 
 
 def _verify_all(plan: Plan, destination: Path) -> None:
-    """Read every output tensor back and compare it with what the source gives now."""
+    """Read every output tensor back and compare it with what the source gives now. A file that differs is removed."""
+
+    def refuse(file: str, what: str) -> NoReturn:
+        (destination / file).unlink()
+        raise UserError(f"{destination / file} {what}; it was removed: convert again to write it anew")
+
     with FileReader() as reader, _telling("verifying", sum(plan.sizes().values())) as advance:
         for file, recipes in plan.shards:
             written = read_header(destination / file).tensors
             wanted = {e.name: (e.dtype, e.shape) for r in recipes for e in r.entries}
             if {n: (t.dtype, t.shape) for n, t in written.items()} != wanted:
-                raise UserError(f"{destination / file} does not hold the tensors it should; convert again")
+                refuse(file, "does not hold the tensors it should")
             for r in recipes:
                 for name, start, rows in r.run():
                     there = reader.rows(written[name], start, start + len(rows))
                     if not torch.equal(there.view(torch.uint8), rows.contiguous().view(torch.uint8)):
-                        raise UserError(f"{destination / file}: {name} differs from the source; convert again")
+                        refuse(file, f"differs from the source in {name}")
                     advance(rows.nbytes)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from fathom.runtime import UserError
+from fathom.runtime import UserError, at_home
 
 BUNDLED = ("minnow",)
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -14,7 +14,7 @@ HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
 
 def resolve(model: str | Path) -> Path:
     """The folder of a checkpoint. A folder of that name wins over a bundled model, and both over the hub."""
-    path = Path(model).expanduser()
+    path = at_home(model)
     if path.is_dir():
         return path
     if path.exists():

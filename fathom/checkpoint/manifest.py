@@ -1,8 +1,8 @@
 """`.fathom-convert.json` in the destination: what is being made from what, and which files are finished.
 
 It holds no time and no machine, so an interrupted and resumed conversion ends byte-equal to an undisturbed one, this
-file included. The source is identified by file names, sizes and header hashes: cheap, and any other tensor, shape or
-place shows.
+file included. The source is identified by file names, sizes, hashes of headers and of a sample of the values:
+cheap, and any other tensor, shape or place shows, and other weights of the same shapes too.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from fathom.checkpoint.reader import Checkpoint
 from fathom.runtime import UserError, read_json, write_json
 
 NAME = ".fathom-convert.json"
+PIECES, PIECE = 64, 4096
 
 
 @dataclass
@@ -53,10 +54,19 @@ class Manifest:
 
 def identity_of(checkpoint: Checkpoint, options: Options) -> dict[str, Any]:
     """Source and options as the manifest records them."""
-    config = checkpoint.path / "config.json"
-    files = {h.path.name: [h.size, h.digest] for h in checkpoint.found.headers}
-    digest = hashlib.sha256(config.read_bytes()).hexdigest() if config.exists() else None
-    return {"format": 1, "options": dataclasses.asdict(options), "source": {"config": digest, "files": files}}
+    files = {h.path.name: [h.size, h.digest, sample(h.path, h.size)] for h in checkpoint.found.headers}
+    digest = hashlib.sha256(checkpoint.config_path.read_bytes()).hexdigest()
+    return {"format": 2, "options": dataclasses.asdict(options), "source": {"config": digest, "files": files}}
+
+
+def sample(path: Path, size: int) -> str:
+    """A hash of PIECES pieces spread evenly over a file: all of a small one, 256 KiB of a large one."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for piece in range(PIECES):
+            file.seek(max(size - PIECE, 0) * piece // (PIECES - 1))
+            digest.update(file.read(PIECE))
+    return digest.hexdigest()
 
 
 def look(folder: Path, identity: dict[str, Any], sizes: dict[str, int], overwrite: bool) -> Manifest:
@@ -67,8 +77,9 @@ def look(folder: Path, identity: dict[str, Any], sizes: dict[str, int], overwrit
         if isinstance(data, dict) and {k: data.get(k) for k in (*identity, "files")} == identity | {"files": sizes}:
             files = [(file, folder / file) for file in data.get("done", [])]
             whole = [file for file, p in files if file in sizes and p.is_file() and p.stat().st_size == sizes[file]]
-            return Manifest(folder, identity, sizes, whole, [])
-        if not overwrite:
+            if not (overwrite and len(whole) == len(sizes)):  # asked to overwrite what is finished: all of it again
+                return Manifest(folder, identity, sizes, whole, [])
+        elif not overwrite:
             raise UserError(
                 f"{folder} holds another conversion (other source or options); choose another folder or --overwrite"
             )

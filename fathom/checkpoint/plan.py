@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fathom.checkpoint.layout import INDEX
+from fathom.checkpoint.layout import INDEX, SINGLE
 from fathom.checkpoint.names import demo_scale
 from fathom.checkpoint.reader import Checkpoint
 from fathom.checkpoint.recipes import Recipe, StoredWeight, recipe
@@ -20,6 +20,7 @@ from fathom.checkpoint.safetensors_io import file_size
 from fathom.checkpoint.sources import Narrowed, Source
 from fathom.checkpoint.writer import MAX_SHARD_BYTES, Shard, config_for, index_of, plan_shards
 from fathom.config import ModelConfig
+from fathom.config_demo import said_otherwise
 from fathom.runtime import UserError, read_json
 
 
@@ -69,7 +70,7 @@ def make_plan(checkpoint: Checkpoint, options: Options) -> Plan:
         shards = plan_shards(made.values(), options.max_shard_bytes or MAX_SHARD_BYTES)
     else:
         shards = _same_files(checkpoint, made)
-    json_files = {INDEX: index_of(shards)} if len(shards) > 1 else {}
+    json_files = {} if [file for file, _ in shards] == [SINGLE] else {INDEX: index_of(shards)}
     return Plan(shards, json_files | {"config.json": _config_json(checkpoint, config, target)}, notes)
 
 
@@ -103,8 +104,9 @@ def _same_files(checkpoint: Checkpoint, made: dict[str, Recipe]) -> list[Shard]:
 
 def _config_json(checkpoint: Checkpoint, config: ModelConfig, target: str | None) -> dict[str, Any]:
     """The source's config.json with no more changed than the conversion changes; fields unknown to us stay."""
-    path = checkpoint.path / "config.json"
-    data = dict(read_json(path)) if path.exists() else config.to_dict()
+    data = dict(read_json(checkpoint.config_path))
+    if "model_type" not in data:  # the demo's own format
+        data = config.to_dict()
     if data.get("num_nextn_predict_layers", data.get("num_mtp_layers", 0)) != config.num_nextn_predict_layers:
         data["num_nextn_predict_layers"] = config.num_nextn_predict_layers
     if target in ("bf16", "fp8"):
@@ -127,6 +129,8 @@ def _for_demo(checkpoint: Checkpoint, options: Options) -> tuple[list[StoredWeig
         config = config.replace(num_nextn_predict_layers=0)
     if config.tie_word_embeddings:
         raise UserError("the model ties embedding and head, which the demo layout cannot say")
+    if lost := said_otherwise(config):
+        raise UserError(f"the demo's config cannot say what this model's does about {', '.join(lost)}")
     for name, count in (("experts", config.n_routed_experts), ("attention heads", config.num_attention_heads)):
         if count % ranks:
             raise UserError(f"--model-parallel {ranks} does not divide {count} {name}; choose a divisor")

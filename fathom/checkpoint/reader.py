@@ -30,6 +30,7 @@ from fathom.model.transformer import DeepseekV3
 from fathom.runtime import UserError, pick_device, pick_dtype, progress
 
 SCALE_SUFFIX = "_scale_inv"
+CONFIG = "config.json"
 
 
 @dataclass
@@ -37,6 +38,7 @@ class Checkpoint:
     """A checked checkpoint: nothing but headers has been read. Close it (or use `with`) to close its files."""
 
     path: Path
+    config_path: Path  # the file that `config` was read from
     config: ModelConfig
     found: Found
     weights: dict[str, StoredWeight]
@@ -62,7 +64,7 @@ class Checkpoint:
 
 def read_config(folder: Path, config_file: Path | None = None) -> ModelConfig:
     """The config of a folder; a demo folder may have none, then `config_file` must be given."""
-    path = config_file or folder / "config.json"
+    path = config_file or folder / CONFIG
     if not path.exists() and config_file is None and is_demo(folder):
         raise UserError(f"{folder} is in the demo layout and has no config.json; name the config file with --config")
     return ModelConfig.from_json(path)
@@ -83,7 +85,9 @@ def open_checkpoint(folder: Path | str, config_file: Path | None = None) -> Chec
     found, checked = examine(folder, reader, config_file)
     if checked.problems:
         raise UserError(f"{folder} does not hold what its config promises: {summary(checked.problems)}")
-    return Checkpoint(folder, checked.config, found, checked.weights, checked.notes, reader)
+    return Checkpoint(
+        folder, config_file or folder / CONFIG, checked.config, found, checked.weights, checked.notes, reader
+    )
 
 
 def load_model(path_or_name: Path | str = "minnow", dtype: str = "auto", device: str = "auto") -> DeepseekV3:

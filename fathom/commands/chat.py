@@ -151,6 +151,7 @@ def converse(llm: LLM, session: ChatSession) -> int:
 
 
 def _turn(llm: LLM, session: ChatSession, text: str) -> None:
+    before = list(session.turns)
     session.ask(text)
     try:
         dropped = session.fit(lambda m: llm.count_tokens(m, thinking=session.thinking), llm.max_model_len)
@@ -159,7 +160,7 @@ def _turn(llm: LLM, session: ChatSession, text: str) -> None:
         stream_answer(llm, session, show=True, interruptible=True)
     finally:
         if session.turns[-1]["role"] == "user":  # no answer came: refused, or stopped before its first word
-            session.answered(None)
+            session.turns[:] = before  # what made room for it is back too
 
 
 def stream_answer(

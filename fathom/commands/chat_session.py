@@ -14,7 +14,7 @@ from typing import Any
 
 from fathom.engine.outputs import Metrics
 from fathom.engine.params import SamplingParams
-from fathom.runtime import UserError, read_json, write_json
+from fathom.runtime import UserError, at_home, read_json, write_json
 
 Message = dict[str, Any]
 
@@ -193,7 +193,7 @@ class ChatSession:
 def _path(command: str, name: str) -> Path:
     if not name:
         raise UserError(f"/{command} needs a file name")
-    return Path(name).expanduser()
+    return at_home(name)
 
 
 def _parse_value(key: str, value: str) -> Any:

@@ -7,7 +7,8 @@ Output: {"index": 0, "request": "<hash>", "prompt_tokens": 9, "generated_tokens"
 The whole input is checked, lengths included, before the first answer. `request` is a hash over prompt, sampling fields
 and model. A run that was cut off goes on where it stopped: the lines already there must carry the hashes of this
 input; a last line without its line break was cut in the middle and is made again. The seed of a request comes from
---seed and its index, so a resumed output equals an uninterrupted one, byte for byte.
+--seed and its index, so a resumed output equals an uninterrupted one but for the last bits of log-probabilities, which
+depend on what a prompt is computed beside.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@
     emit       text, ends, logprobs                           answer.py
 
 It has no thread and no clock of its own: LLM drives it in place, service.py in a thread. Greedy answers equal those of
-naive.py token for token, whatever runs beside them and whether drafts are made or not.
+naive.py token for token, whatever runs beside them and whether drafts are made or not, but where two tokens are as
+likely to the last bits: how a prompt is cut into chunks, and so the order of sums, depends on what runs beside it.
 """
 
 from __future__ import annotations
@@ -93,6 +94,7 @@ class Engine:
         self.depth, self.always, self.pace = depth, always, Pace()
         self._pays = True
         self.lost: list[str] = []
+        self._touched: set[str] = set()  # requests of the step that is being made
         self.failed: dict[str, UserError] = {}  # requests that the last step could not go on with
         self._groups: dict[str, Group] = {}
         self._arrivals = 0
@@ -174,19 +176,21 @@ class Engine:
 
     def step(self) -> list[tuple[str, Delta]]:
         """Run one step; (request id, delta) for every new token. A request that cannot go on is dropped and stands in
-        `failed`; on any other error all running requests are dropped and stand in `lost`."""
+        `failed`; on any other error all running requests, and those that ended in this step, are dropped and stand in
+        `lost`: what the step had made for them is lost too."""
         try:
             return self._step()
         except Exception:
-            self.lost = sorted({s.request.id for s in self.scheduler.running})
+            self.lost = sorted({s.request.id for s in self.scheduler.running} | self._touched)
             for request_id in self.lost:
                 self.abort(request_id)
             raise
 
     def _step(self) -> list[tuple[str, Delta]]:
         begun = perf_counter()
-        self.failed = {}
+        self.failed, self._touched = {}, set()
         work = self.scheduler.schedule()
+        self._touched = {item.sequence.request.id for item in work}
         if not work:
             return []
         for item in work:
@@ -298,7 +302,7 @@ class Engine:
             return []
         self._pays = self.always or self.pace.wants_drafts(len(decoding))
         due = [s for s in decoding if self._drafts_for(s)]
-        due = [s for s in due if self.scheduler.reserve(s, len(s.tokens) + self.depth - 1, must=s.must_draft)]
+        due = [s for s in due if self.scheduler.reserve(s, len(s.tokens) + self._drafts_for(s) - 1, must=s.must_draft)]
         return [s for s in due if s.state is State.RUNNING]  # reserving may have preempted one
 
     def _draft(self, due: list[SequenceState]) -> None:
@@ -312,7 +316,10 @@ class Engine:
             stay: list[int] = []
             for row, sequence in enumerate(due):
                 point = derive_seed(sequence.seed, len(sequence.tokens), depth) / 2**63
-                token, probs = draw_draft(logits[row].cpu(), sequence, best[row], point)
+                try:
+                    token, probs = draw_draft(logits[row].cpu(), sequence, best[row], point)
+                except UserError:  # a grammar that ran into its limits: `_choose` will meet it too, and end the request
+                    continue
                 sequence.drafts.append(token)
                 sequence.draft_probs += [probs] if probs is not None else []
                 if depth + 1 < self._drafts_for(sequence):

@@ -100,8 +100,9 @@ def _check_multiples(schemas: Any) -> None:
     scale = math.lcm(*(m.denominator for m in multiples))
     common = math.lcm(*(int(m * scale) for m in multiples))
     if common > MAX_MULTIPLE_OF:
+        said = str(common) if common < 10**20 else f"{str(common)[:9]}..."
         raise UserError(
-            f"the JSON schema asks for multiples of {common} (all multipleOf together, scaled to whole numbers); "
+            f"the JSON schema asks for multiples of {said} (all multipleOf together, scaled to whole numbers); "
             f"the limit is {MAX_MULTIPLE_OF}"
         )
 
@@ -110,7 +111,8 @@ def _multiples(value: Any) -> Iterator[int | float]:
     """Every number that stands under the key multipleOf."""
     if isinstance(value, dict):
         found = value.get("multipleOf")
-        if isinstance(found, int | float) and not isinstance(found, bool) and math.isfinite(found) and found > 0:
+        endless = isinstance(found, float) and not math.isfinite(found)
+        if isinstance(found, int | float) and not isinstance(found, bool) and not endless and found > 0:
             yield found
     for child in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         yield from _multiples(child)

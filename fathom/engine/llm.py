@@ -8,7 +8,8 @@
 Prompts run side by side in the engine. A prompt is text (the begin token is put in front if the tokenizer has one, so
 that "" is a prompt of one token), a list of token ids (used as they are), or for `chat` and `stream` a list of messages
 (rendered by the checkpoint's chat template). All prompts are checked before the first is answered; one that does not
-fit the context is a UserError with both numbers, never cut. One thread at a time may use an LLM.
+fit the context is a UserError with both numbers, never cut. One thread at a time may use an LLM; several streams may be
+read in turns.
 """
 
 from __future__ import annotations
@@ -106,6 +107,7 @@ class LLM:
         self.engine = build_engine(self.model, tokenizer, self.eos_ids, options)
         self.max_model_len = self.engine.max_model_len
         self._requests = 0
+        self._open: dict[str, Arrived] = {}  # request -> where its deltas are put
 
     @property
     def kernels(self) -> str:
@@ -226,6 +228,8 @@ class LLM:
         return text, self.template.encode(self.tokenizer, messages, tools=tools, thinking=thinking)
 
     def _check(self, ids: list[int], params: SamplingParams) -> None:
+        if not isinstance(params, SamplingParams):
+            raise UserError(f"sampling params are {params!r:.80}; give SamplingParams(...), one or one for each prompt")
         self.engine.check(ids, params)
         if params.grammar is not None:
             self.engine.compiler.matcher(params.grammar)
@@ -273,22 +277,44 @@ class LLM:
 
     def _run_all(self, requests: Sequence[Request]) -> Iterator[tuple[str, Delta]]:
         """All requests to their ends, as many at a time as the engine takes; a caller that stops early aborts them."""
-        left, open_ids = deque(requests), set[str]()
+        left, open_ids, arrived = deque(requests), set[str](), Arrived()
         try:
             while left or open_ids:
                 while left and len(open_ids) < 2 * self.engine.scheduler.max_running:
                     self.engine.add(left[0])
+                    self._open[left[0].id] = arrived
                     open_ids.add(left.popleft().id)
-                new = self.engine.step()
-                for failure in self.engine.failed.values():
-                    raise failure
-                for request_id, delta in new:
-                    if delta.metrics is not None:
+                if not arrived:
+                    self._step()
+                while arrived:
+                    request_id, what = arrived.popleft()
+                    if isinstance(what, Exception):
+                        raise what
+                    if what.metrics is not None:
                         open_ids.discard(request_id)
-                    yield request_id, delta
+                        del self._open[request_id]
+                    yield request_id, what
         finally:
             for request_id in open_ids:
                 self.engine.abort(request_id)
+                self._open.pop(request_id, None)
+
+    def _step(self) -> None:
+        """One step of the engine; its deltas go to whom they are for: several may be amid theirs."""
+        found: list[tuple[str, Delta | Exception]] = []
+        try:
+            found += self.engine.step()
+            found += self.engine.failed.items()
+        except Exception as error:
+            found = [(request_id, error) for request_id in self.engine.lost]
+            raise
+        finally:
+            for request_id, what in found:
+                if request_id in self._open:
+                    self._open[request_id].append((request_id, what))
+
+
+Arrived = deque[tuple[str, Delta | Exception]]
 
 
 def _empty(index: int, params: SamplingParams) -> Completion:

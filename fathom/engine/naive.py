@@ -81,7 +81,7 @@ def check_prompt(prompt: Sequence[int], limit: int, vocab_size: int) -> None:
     if len(prompt) >= limit:
         raise UserError(
             f"the prompt has {len(prompt)} tokens, the context holds {limit} with at least one for the answer; "
-            "shorten the prompt or raise max_model_len if the model allows it"
+            "shorten the prompt, or raise max_model_len and cache_tokens if the model allows it"
         )
     outside = next((t for t in prompt if not 0 <= t < vocab_size), None)
     if outside is not None:

@@ -126,7 +126,8 @@ def _token_id(key: Any) -> int:
 def _number(name: str, value: Any, *, low: float, high: float = math.inf, low_included: bool = True) -> None:
     limit = f"{'at least' if low_included else 'more than'} {low}"
     limit += "" if high == math.inf else f" and at most {high}"
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    endless = isinstance(value, float) and not math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or endless:
         raise UserError(f"{name} is {value!r}; it must be a number, {limit}")
     if value > high or value < low or (value == low and not low_included):
         raise UserError(f"{name} is {value}; it must be {limit}")

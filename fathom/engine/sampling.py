@@ -9,11 +9,11 @@ The steps, always in this order (`sample_row` is the definition every faster sam
 5. top-k                the k likeliest tokens stay, ties to the lowest id
 6. top-p                of those, the fewest whose probabilities (renormalised after top-k) sum to at least p
 7. min-p                of those, the ones at least min_p times as likely as the likeliest
-8. draw                 one uniform number per token from the row's own generator, read off the cumulative
-                        distribution in order of ids
+8. draw                 a uniform number from the row's own generator, read off the cumulative distribution in order
+                        of ids; one per token, two or more where a draft is rejected (speculative.py)
 
-A row consumes randomness from its own seed alone, one number per token, so its answer never depends on the other
-rows of a batch. Log-probabilities are those of the model itself: log-softmax of the logits before step 1.
+A row consumes randomness from its own seed alone, so its answer never depends on the other rows of a batch.
+Log-probabilities are those of the model itself: log-softmax of the logits before step 1.
 """
 
 from __future__ import annotations

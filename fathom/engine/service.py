@@ -106,12 +106,16 @@ class EngineService:
         request_id: str,
         priority: int = 0,
         thinking_open: bool = False,
+        continues: bool = False,
     ) -> DeltaStream:
-        """Deltas of the answer as they come. UserError or EngineBusy at once if there will be none."""
-        if self._draining or self._stopping:
+        """Deltas of the answer as they come. UserError or EngineBusy at once if there will be none.
+
+        `continues`: part of an answer that is running, which finishes while the service drains, however many wait.
+        """
+        if self._stopping or (self._draining and not continues):
             raise EngineBusy("the server is shutting down; try another one", 5.0, draining=True)
-        waiting = len(self._callers) - len(self._started)
-        if waiting >= self.max_waiting:
+        waiting = sum(key not in self._started for key in self._callers)
+        if waiting >= self.max_waiting and not continues:
             raise EngineBusy(
                 f"{waiting} requests are waiting, the limit is {self.max_waiting}; try again later", self._retry_after()
             )

@@ -62,6 +62,9 @@ def build_engine(model: DeepseekV3, tokenizer: Tokenizer, eos_ids: Collection[in
     dtype, fp8 = cache_format(options.cache, make.cache_dtype or model.embed_tokens.weight.dtype)
     per_token = pool_bytes_per_token(model.config, dtype, fp8, model.config.num_hidden_layers + (depth > 0))
     pages = _pages(options, max_model_len, per_token, model.embed_tokens.weight.device)
+    if wanted is not None and pages * options.page_size < wanted:
+        why = "cache_tokens is" if options.cache_tokens is not None else "the free memory holds"
+        raise UserError(f"max_model_len is {wanted}, but {why} {pages * options.page_size} tokens; lower max_model_len")
     paged = make(model, pages=pages, page_size=options.page_size, mtp=depth > 0, cache=options.cache)
     return Engine(
         paged, tokenizer, eos_ids=eos_ids, max_model_len=max_model_len, max_running=options.max_running,
@@ -111,7 +114,7 @@ def _pages(options: EngineOptions, max_model_len: int, per_token: int, device: t
     if options.cache_tokens is not None:
         return -(-options.cache_tokens // size)
     fits = int(CACHE_SHARE * free_memory(device)) // per_token
-    useful = max_model_len * options.max_running
+    useful = -(-max_model_len // size) * size * options.max_running
     if fits < min(useful, 2 * size):
         raise UserError(
             f"the latent cache needs {per_token} bytes a token and only {fits} tokens fit the free memory; "

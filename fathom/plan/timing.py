@@ -9,7 +9,7 @@ Share of peak (MFU) is always of the BF16 peak, also for FP8, so that shares of 
 it includes the bubble and everything else that is not a matmul.
 
 What the report's hours say: 2,664K H800 hours for 14.8T tokens. Main model alone that is 250 GFLOPs per token and
-39 % of 989 TFLOP/s; with MTP, as counted here, 260 and 40.6 %.
+39 % of 989 TFLOP/s; with MTP, as counted here, 260 and 40.7 %.
 """
 
 from __future__ import annotations
@@ -91,6 +91,12 @@ def report_share() -> float:
     """The share of an H800's BF16 peak that the report's hours imply, MTP included."""
     per_token = training_flops_per_token(ModelConfig.preset("v3-671b"), 4096)
     return implied_share(per_token * REPORT_TOKENS, REPORT_HOURS, DEVICES["h800"].flops["bf16"])
+
+
+def expected_share(job: Job, share: float) -> float:
+    """A share of peak that was reached elsewhere, in this job: blocks computed twice are a third more work that does
+    not count, and nobody works in the bubble."""
+    return min(share * (0.75 if job.recompute == "block" else 1.0), 1.0 - bubble(job))
 
 
 def reference_peak(job: Job, on: Device) -> float:

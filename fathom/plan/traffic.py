@@ -67,7 +67,7 @@ def traffic(job: Job, rank: int, devices_per_node: int) -> dict[str, float]:
     """Bytes sent per step by one device of pipeline rank `rank`."""
     c, mine, have = job.model, held(job, rank), holding(job, rank)
     moe = sum(c.is_moe_layer(b) for stage in mine for b in stage.blocks(job))
-    nodes = max(job.expert // devices_per_node, 1)
+    nodes = -(-job.expert // devices_per_node)
     out = {
         "all-to-all, once per rank": all_to_all(job, job.expert, moe),
         "all-to-all between nodes, two hops": all_to_all(job, nodes, moe) if job.expert > 1 else 0.0,

@@ -19,6 +19,7 @@ from fathom.plan.timing import (
     REPORT_TOKENS,
     Device,
     bubble,
+    expected_share,
     implied_share,
     reference_peak,
     report_share,
@@ -31,7 +32,7 @@ WIDTH = 100
 
 def plan(job: Job, on: Device, share: float | None = None) -> dict[str, Any]:
     """`share` of the device's peak that the run is expected to reach; None: the one that the report's hours imply."""
-    share = report_share() if share is None else share
+    share = expected_share(job, report_share() if share is None else share)
     per_token = training_flops_per_token(job.model, job.length)
     total, step = per_token * job.tokens, per_token * job.step_tokens
     peak = reference_peak(job, on)

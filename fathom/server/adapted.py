@@ -46,6 +46,10 @@ def function_tool(name: str, description: str | None, parameters: Mapping[str, A
 
 def check_tools_size(tools: list[Any]) -> list[Any]:
     """The tools, unless they are too many characters."""
-    if (size := len(json.dumps(tools))) > MAX_TOOLS_CHARS:
+    try:
+        size = len(json.dumps(tools, allow_nan=False))
+    except ValueError:
+        raise ApiError(400, "tools hold a number that is too large for JSON; correct it", param="tools") from None
+    if size > MAX_TOOLS_CHARS:
         raise ApiError(400, f"tools have {size} characters, the limit is {MAX_TOOLS_CHARS}; send fewer", param="tools")
     return tools

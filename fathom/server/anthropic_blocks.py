@@ -57,9 +57,13 @@ class BlockWriter:
             self._open["signature"] = SIGNATURE
             yield self._delta("signature_delta", signature=SIGNATURE)
         elif self._open["type"] == "tool_use":
-            self._open["input"] = _object(self._arguments)
+            try:
+                self._open["input"] = _object(self._arguments)
+                said = json.dumps(self._open["input"], ensure_ascii=False)
+            except ValueError:  # cut in the middle: a stream shows what there is
+                said = self._arguments.encode("utf-8", "replace").decode()
             self._arguments = ""
-            yield self._delta("input_json_delta", partial_json=json.dumps(self._open["input"], ensure_ascii=False))
+            yield self._delta("input_json_delta", partial_json=said)
         self._open = None
         yield {"type": "content_block_stop", "index": len(self.content) - 1}
 

@@ -6,8 +6,9 @@ import json
 
 from fathom.engine.grammar import Grammar
 from fathom.engine.params import SamplingParams
+from fathom.server.adapted import check_tools_size
 from fathom.server.errors import ApiError
-from fathom.server.limits import MAX_SCHEMA_CHARS, MAX_TOOLS_CHARS
+from fathom.server.limits import MAX_SCHEMA_CHARS
 from fathom.server.params import sampling_params
 from fathom.server.prepare import ChatJob
 from fathom.server.schemas.chat import AllowedToolChoice, ChatRequest, JsonSchemaFormat, NamedTool
@@ -31,12 +32,10 @@ def job_of(body: ChatRequest, served: Served) -> ChatJob:
         inside=bool(body.inside),
     )
     tools = [tool.model_dump(exclude_none=True) for tool in body.tools or ()]
-    if (size := len(json.dumps(tools))) > MAX_TOOLS_CHARS:
-        raise ApiError(400, f"tools have {size} characters, the limit is {MAX_TOOLS_CHARS}; send fewer", param="tools")
     return ChatJob(
         messages=message_dicts(body.messages),
         params=_with_format(body, params),
-        tools=tools,
+        tools=check_tools_size(tools),
         choice=_tool_choice(body),
         thinking=_thinking(body, served),
         priority=body.priority or 0,

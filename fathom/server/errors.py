@@ -99,6 +99,7 @@ def _fields_of(request: Request) -> Collection[str]:
     return getattr(model, "model_fields", ())
 
 
+MOST_READ, MOST_NAMED = 32, 5  # of a request's mistakes: a body can hold a million
 # The fields that a UserError of the engine can be about, as its messages begin.
 _FIELDS = (
     "temperature", "top_p", "top_k", "min_p", "max_tokens", "stop", "seed", "n", "logprobs", "repetition_penalty",
@@ -120,7 +121,7 @@ def _invalid(errors: Sequence[Any], body: Any, fields: Collection[str]) -> ApiEr
     """The most telling of pydantic's complaints: unknown fields first, then the one that is deepest in the request."""
     if errors and errors[0]["type"] == "json_invalid":
         return ApiError(400, f"the body is not valid JSON: {errors[0]['ctx']['error']}", code="invalid_json")
-    found = [(_path(error, body), error) for error in errors]
+    found = [(_path(error, body), error) for error in errors[:MOST_READ]]
     wrong_kind = {_parent(path) for path, error in found if error["type"] == "literal_error" and path.endswith(".type")}
     found = [(path, e) for path, e in found if path.endswith(".type") or _parent(path) not in wrong_kind]
     unknown = [path for path, error in found if error["type"] == "extra_forbidden"]
@@ -138,10 +139,13 @@ def _parent(path: str) -> str:
 
 
 def _unknown(names: list[str], fields: Collection[str]) -> str:
+    more = len(names) - MOST_NAMED
+    names = [name if len(name) <= 60 else f"{name[:60]}..." for name in names[:MOST_NAMED]]
     hints = [difflib.get_close_matches(name, list(fields), n=1, cutoff=0.8) for name in names]
     listed = [f"{name} (did you mean {hint[0]}?)" if hint else name for name, hint in zip(names, hints, strict=True)]
     plural = "s" if len(names) > 1 else ""
-    return f"unknown field{plural}: {', '.join(listed)}; leave out what this server does not know"
+    rest = f" and {more} more" if more > 0 else ""
+    return f"unknown field{plural}: {', '.join(listed)}{rest}; leave out what this server does not know"
 
 
 def _path(error: Any, body: Any) -> str:

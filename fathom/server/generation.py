@@ -105,12 +105,14 @@ def submit(
     param: str,
     priority: int = 0,
     thinking_open: bool = False,
+    continues: bool = False,
 ) -> AsyncIterator[Delta]:
     """Into the engine's queue. `param`: the field that an error about the prompt names."""
     try:
         return served.service.submit(
-            prompt, params, request_id=uuid.uuid4().hex, priority=priority, thinking_open=thinking_open
-        )
+            prompt, params, request_id=uuid.uuid4().hex, priority=priority, thinking_open=thinking_open,
+            continues=continues,
+        )  # fmt: skip
     except UserError as error:
         if str(error).startswith("the prompt has"):
             raise ApiError(400, str(error), param=param, code="context_length_exceeded") from None

@@ -15,7 +15,7 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
 from fathom.server.errors import ApiError
-from fathom.server.limits import MAX_JSON_DEPTH
+from fathom.server.limits import MAX_FIELDS, MAX_JSON_DEPTH
 
 # A string (to the end of the body if it does not close) or a bracket. Possessive, so that no body makes it go back.
 _BRACKETS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|([\[{])|([\]}])', re.DOTALL)
@@ -62,6 +62,8 @@ def parse_json(body: bytes) -> Any:
         raise ApiError(400, f"the body is not UTF-8 text (byte {error.start})", code="invalid_json") from None
     except ValueError as error:
         raise ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json") from None
+    if isinstance(value, dict) and len(value) > MAX_FIELDS:
+        raise ApiError(400, f"the body has {len(value)} fields, the limit is {MAX_FIELDS}", code="invalid_body")
     if _HALF.search(text):
         try:
             json.dumps(value, ensure_ascii=False).encode("utf-8")

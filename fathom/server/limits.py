@@ -6,8 +6,10 @@ The engine has bounds of its own (context, queue); these keep a request from cos
 from __future__ import annotations
 
 MAX_BODY_BYTES = 8 * 2**20  # 128k tokens of text are about 0.6 MB
+MAX_FIELDS = 256  # of the body's own object; a request has about 40
 MAX_JSON_DEPTH = 64  # nested objects and lists; a JSON schema of a real tool stays below 20
 BODY_SECONDS = 30.0  # without a new piece of the body the request is given up
+WHOLE_BODY_SECONDS = 300.0  # however steadily it drips
 MAX_MESSAGES = 2048
 MAX_TOOLS = 128
 MAX_SCHEMA_CHARS = 64 * 1024  # one JSON schema, pattern or Lark grammar

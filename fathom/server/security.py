@@ -22,7 +22,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fathom.server.errors import ApiError
-from fathom.server.limits import BODY_SECONDS, MAX_BODY_BYTES
+from fathom.server.limits import BODY_SECONDS, MAX_BODY_BYTES, WHOLE_BODY_SECONDS
 from fathom.server.settings import LOOPBACK, Settings
 
 
@@ -102,16 +102,19 @@ def has_key(headers: Headers, keys: Collection[str]) -> bool:
 def limited(receive: Receive) -> Receive:
     """`receive` that counts the body and gives up on one that is too long or that stops coming."""
     read, complete = 0, False
+    end = asyncio.get_running_loop().time() + WHOLE_BODY_SECONDS
 
     async def inner() -> Message:
         nonlocal read, complete
         if complete:  # only a disconnect can come now, and that may take as long as it likes
             return await receive()
+        left = min(BODY_SECONDS, end - asyncio.get_running_loop().time())
         try:
-            message = await asyncio.wait_for(receive(), BODY_SECONDS)
+            message = await asyncio.wait_for(receive(), left)
         except TimeoutError:
             complete = True
-            raise ApiError(408, f"the body did not come within {BODY_SECONDS:.0f} s", code="timeout") from None
+            limits = f"{BODY_SECONDS:.0f} s of a pause, {WHOLE_BODY_SECONDS:.0f} s in all"
+            raise ApiError(408, f"the body did not come in time: {limits}", code="timeout") from None
         if message["type"] == "http.request":
             read += len(message.get("body", b""))
             complete = not message.get("more_body", False)

@@ -69,7 +69,7 @@ class Served:
             "owned_by": "fathom",
             "fathom": {
                 "max_model_len": self.llm.max_model_len,
-                "thinking": self.facts.knows_thinking,
+                "thinking": self.facts.knows_thinking and not self.facts.always_thinks,
                 "format": self.facts.format,
                 "moe_layers": sum(config.is_moe_layer(i) for i in range(config.num_hidden_layers)),
                 "experts": config.n_routed_experts,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import signal
 import socket
 import sys
@@ -19,6 +20,7 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fathom.runtime import UserError
 from fathom.server.served import Served
@@ -26,7 +28,8 @@ from fathom.server.settings import Settings
 
 BACKLOG = 2048
 LAST_BYTES_SECONDS = 5  # for connections to take the rest of their answers once the engine is done
-IDLE_SECONDS = 30  # a connection without a request is closed
+IDLE_SECONDS = 30  # a connection without a whole head of a request is closed
+SPARE_FILES = 128  # descriptors that connections may not take
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -58,6 +61,8 @@ def serve(app: FastAPI, settings: Settings, listener: socket.socket, *, on_ready
     logging.basicConfig(level=logging.WARNING, format="fathom: %(levelname)s: %(message)s", stream=sys.stderr)
     config = uvicorn.Config(
         app,
+        http=Connection,
+        limit_concurrency=max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_FILES, SPARE_FILES),
         log_config=None,
         access_log=False,
         lifespan="off",
@@ -74,6 +79,34 @@ def serve(app: FastAPI, settings: Settings, listener: socket.socket, *, on_ready
     server = _Server(config, app.state.served, settings.drain_seconds, on_ready)
     server.run(sockets=[listener])
     return server.exit_code
+
+
+class Connection(H11Protocol):
+    """uvicorn's own waits without end for a first head, and for one that has begun to come."""
+
+    _head: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait_for_head()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._wait_for_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._head is not None:
+            self._head.cancel()
+        super().connection_lost(exc)
+
+    def _wait_for_head(self) -> None:
+        if self._head is not None:
+            self._head.cancel()
+        self._head = self.loop.call_later(IDLE_SECONDS, self._give_up)
+
+    def _give_up(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
 
 
 class _Server(uvicorn.Server):

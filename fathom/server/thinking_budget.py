@@ -80,8 +80,9 @@ class _Budgeted:
         await close(self._deltas)
         left = None if params.max_tokens is None else params.max_tokens - len(self._ids)
         self._deltas = submit(
-            self.served, prompt, params.replace(max_tokens=left), param="messages", priority=self.priority - 1
-        )
+            self.served, prompt, params.replace(max_tokens=left), param="messages", priority=self.priority - 1,
+            continues=True,
+        )  # fmt: skip
         self._cut = True
         return replace(delta, text=delta.text + held + self._closing)
 

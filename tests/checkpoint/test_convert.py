@@ -259,8 +259,66 @@ def test_a_damaged_finished_file_is_made_again_or_found(tmp_path: Path) -> None:
     convert(a, tmp_path / "b", Options("fp8"))
     assert path.read_bytes() == good
     path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
-    with pytest.raises(UserError, match="differs from the source"):
+    with pytest.raises(UserError, match=r"differs from the source .*removed"):
         convert(a, tmp_path / "b", Options("fp8"), verify=True)
+    convert(a, tmp_path / "b", Options("fp8"), verify=True)  # as the error says
+    assert path.read_bytes() == good
+
+
+def test_other_weights_of_the_same_shapes_are_another_source(tmp_path: Path) -> None:
+    a = saved(tmp_path / "a", TINY_V3)
+    convert(a, tmp_path / "b", Options("fp8"))
+    model = make_model(TINY_V3)
+    with torch.no_grad():
+        model.layers[1].mlp.experts.down.mul_(2)
+    save_model(model, a, max_shard_bytes=SHARD, overwrite=True)
+    with pytest.raises(UserError, match="holds another conversion"):
+        convert(a, tmp_path / "b", Options("fp8"))
+    convert(a, tmp_path / "b", Options("fp8"), overwrite=True)
+    convert(a, tmp_path / "fresh", Options("fp8"))
+    assert files(tmp_path / "b") == files(tmp_path / "fresh")
+
+
+def test_overwriting_writes_what_is_finished_again(tmp_path: Path) -> None:
+    a = saved(tmp_path / "a", TINY_V3)
+    first = convert(a, tmp_path / "b", Options("fp8"))
+    assert convert(a, tmp_path / "b", Options("fp8"), overwrite=True).written == first.bytes
+
+
+def test_one_file_of_another_name_has_an_index(tmp_path: Path) -> None:
+    a = tmp_path / "a"
+    save_model(make_model(TINY_V3), a)
+    (a / "model.safetensors").rename(a / "model-00001-of-000001.safetensors")
+    names = load_file(a / "model-00001-of-000001.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, "model-00001-of-000001.safetensors")}
+    (a / "model.safetensors.index.json").write_text(json.dumps(index))
+    convert(a, tmp_path / "b", Options("fp8"))
+    assert set(json.loads((tmp_path / "b" / "model.safetensors.index.json").read_text())["weight_map"]) > set(names)
+    load_model(tmp_path / "b")
+
+
+def test_the_config_that_was_given_is_the_one_that_is_written(tmp_path: Path) -> None:
+    a = saved(tmp_path / "a", TINY_V3)
+    given = json.loads((a / "config.json").read_text()) | {"rope_theta": 12345.0}
+    (tmp_path / "given.json").write_text(json.dumps(given))
+    convert(a, tmp_path / "b", Options("bf16"), config_file=tmp_path / "given.json")
+    assert ModelConfig.from_pretrained(tmp_path / "b").rope_theta == 12345.0
+    demo = tmp_path / "demo"
+    convert(saved(tmp_path / "even", EVEN_V3), demo, Options("demo"))
+    (demo / "demo_config.json").rename(demo / "config.json")  # as people copy the official file
+    for to in ("hf", "fp8"):
+        convert(demo, tmp_path / to, Options(to))  # type: ignore[arg-type]
+        written = json.loads((tmp_path / to / "config.json").read_text())
+        assert written["model_type"] == "deepseek_v3" and "dim" not in written
+        load_model(tmp_path / to)
+
+
+@pytest.mark.parametrize("changes", [{"rms_norm_eps": 1e-5}, {"norm_topk_prob": False}, {"moe_layer_freq": 2}])
+def test_what_the_demos_config_cannot_say_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    a = saved(tmp_path / "a", EVEN_V3.replace(**changes))
+    with pytest.raises(UserError, match=f"cannot say .*{next(iter(changes))}"):
+        convert(a, tmp_path / "b", Options("demo"))
+    assert not (tmp_path / "b").exists()
 
 
 # ---- refusals --------------------------------------------------------------------------------------------------------

@@ -10,11 +10,12 @@ import re
 import select
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from fathom.cli import main
-from fathom.commands.chat import SAMPLE_PROMPT, printable
+from fathom.commands.chat import SAMPLE_PROMPT, _turn, printable
 from fathom.commands.chat_input import line_editing, load_history, read_message
 from fathom.commands.chat_session import SETTINGS, ChatSession
 from fathom.engine.llm import LLM
@@ -172,6 +173,22 @@ def test_oldest_turns_are_dropped_when_the_context_is_full():
     assert session.fit(count, 65) == 0  # an answer of 5 tokens fits beside 60
     assert session.fit(count, 64) == 1
     assert session.fit(count, 1) == 1 and [t["content"] for t in session.turns] == ["now"]
+
+
+def test_a_question_that_is_refused_changes_nothing():
+    """Longer than the context: what was forgotten to make room for it is there again."""
+    session = talked(6)
+    before = list(session.turns)
+
+    def stream(*_, **__):
+        raise UserError("the prompt has too many tokens")
+
+    llm = SimpleNamespace(count_tokens=lambda messages, **_: 1000, max_model_len=100, stream=stream)
+    with pytest.raises(UserError, match="too many tokens"):
+        _turn(llm, session, "word " * 1000)
+    assert session.turns == before
+    with pytest.raises(UserError, match="home folder of nobody"):
+        session.command("/save ~nobody-of-this-name/talk.json")
 
 
 # ---- keyboard --------------------------------------------------------------------------------------------------------

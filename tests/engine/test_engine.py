@@ -139,6 +139,26 @@ def test_preemption_changes_nothing(models, tokenizer, speculative):
     assert engine.stats().preemptions > 5 and engine.pool.held == 0
 
 
+def test_many_drafts_at_the_end_of_a_full_pool(models, tokenizer):
+    """Slots are reserved for the drafts that are still wanted, not for all: a pool of one context is enough."""
+    engine = engine_of(models[1], tokenizer, speculative=8, cache_tokens=CONTEXT, page_size=4)
+    request = Request("a", [0, *range(9, 9 + CONTEXT - 7)], SamplingParams(ignore_eos=True, seed=1))
+    engine.add(request)
+    for _ in range(50):
+        engine.step()
+    assert not engine.has_work and engine.stats().preemptions == 0
+
+
+def test_whoever_ended_in_a_step_that_failed_is_lost_too(models, tokenizer, monkeypatch):
+    engine = engine_of(models[1], tokenizer, speculative=2)
+    engine.add(Request("short", [0, 9, 8], GREEDY.replace(max_tokens=1)))
+    engine.add(Request("long", [0, 9, 8], GREEDY))
+    monkeypatch.setattr(engine.runner, "draft", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        engine.step()
+    assert engine.lost == ["long", "short"] and not engine.has_work and engine.pool.held == 0
+
+
 def test_logprobs_equal_the_naive_ones(models, tokenizer):
     engine = engine_of(models[1], tokenizer, speculative=2)
     request = Request("a", [0, 9, 8, 7], GREEDY.replace(logprobs=3, prompt_logprobs=2))
@@ -252,6 +272,7 @@ def test_speculation_switches_itself_off(tokenizer):
     [
         ({"cache_tokens": 1}, "cache_tokens is 1"),
         ({"max_model_len": CONTEXT + 1}, f"allows 2 to {CONTEXT}"),
+        ({"max_model_len": 100, "cache_tokens": 40}, "max_model_len is 100, but cache_tokens is 64 tokens"),
         ({"speculative": 99}, "speculative is 99"),
         ({"cache": "int4"}, "cache is 'int4'"),
         ({"kernels": "fast"}, "kernels is 'fast'"),

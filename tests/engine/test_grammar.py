@@ -341,6 +341,7 @@ def test_after(compiler, spelled):
         ("json_schema", '{"type": "integer", "multipleOf": 999983}', "multiples of 999983.*limit is 100000"),
         ("json_schema", '{"allOf": [{"multipleOf": 0.997}, {"multipleOf": 991}]}', "multiples of 988027000"),
         ("json_schema", '{"type": "integer", "multipleOf": true}', "multipleOf"),
+        ("json_schema", f'{{"type": "integer", "multipleOf": 1{310 * "0"}}}', "multiples of 1000"),
     ],
 )  # fmt: skip
 def test_what_does_not_compile_says_why_in_one_line(compiler, kind, text, why):

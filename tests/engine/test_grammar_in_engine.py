@@ -12,6 +12,7 @@ from json_schemas import SCHEMAS
 import fathom
 from fathom.engine.grammar import Grammar
 from fathom.engine.params import SamplingParams
+from fathom.engine.request import Request
 from fathom.runtime import UserError
 from fathom.text.chat_tokens import END_THINK
 
@@ -46,6 +47,19 @@ def test_speculation_does_not_change_a_greedy_constrained_answer(minnow):
     texts = [llm.generate("The colours are", params)[0].outputs[0] for llm in (minnow, plain)]
     assert texts[0].token_ids == texts[1].token_ids
     assert re.fullmatch(grammar.text, texts[0].text) and texts[0].finish_reason == "stop"
+
+
+def test_a_grammar_that_runs_out_of_its_limits_ends_its_request_alone(minnow):
+    """Also when a draft meets the limit first."""
+    engine = minnow.engine
+    costly = Grammar("regex", "(.{0,300}a){0,300}(.{0,300}b){300}")
+    engine.add(Request("costly", [0, 9], SamplingParams(max_tokens=400, seed=1, grammar=costly, temperature=2.0)))
+    engine.add(Request("plain", [0, 9], SamplingParams(max_tokens=400, seed=2, ignore_eos=True)))
+    failed, ended = {}, []
+    while engine.has_work:
+        ended += [request_id for request_id, delta in engine.step() if delta.metrics is not None]
+        failed |= engine.failed
+    assert list(failed) == ["costly"] and "needs more work" in str(failed["costly"]) and ended == ["plain"]
 
 
 def test_the_constraint_starts_after_the_thought(minnow):

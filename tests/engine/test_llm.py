@@ -56,6 +56,7 @@ def test_kinds_of_prompts(llm, tokenizer):
         ("x", SamplingParams(logit_bias={VOCAB: 1}), f"logit_bias has the token id {VOCAB}"),
         ("x", SamplingParams(stop_token_ids=[VOCAB]), f"stop_token_ids has the token id {VOCAB}"),
         (["x", "y"], [GREEDY], "2 prompts came with 1 sampling params"),
+        ("x", {"temperature": 0}, r"sampling params are 'temperature'; give SamplingParams"),
     ],
 )
 def test_bad_requests_are_refused_before_any_work(llm, monkeypatch, prompts, params, words):
@@ -121,6 +122,32 @@ def test_stream_is_generate_in_pieces(llm):
         assert [d.finish_reason for d in mine] == [None] * (len(mine) - 1) + [whole.outputs[i].finish_reason]
     assert all(d.metrics is None for d in deltas[:-1])
     assert deltas[-1].metrics.generated_tokens == len(deltas)
+
+
+def test_streams_may_be_read_in_turns(llm):
+    """Each has its own text, also beside a whole answer that is made in between."""
+    greedy = SamplingParams(temperature=0, max_tokens=9)
+    texts = ["the little fish", "the tall tree", "all day"]
+    alone = [llm.generate(text, greedy)[0].outputs[0].token_ids for text in texts]
+    one, two = (llm.stream(text, greedy) for text in texts[:2])
+    got = [[next(one).token_id], [next(two).token_id]]
+    assert llm.generate(texts[2], greedy)[0].outputs[0].token_ids == alone[2]
+    for a, b in zip(one, two, strict=True):
+        got[0].append(a.token_id)
+        got[1].append(b.token_id)
+    assert got == alone[:2] and not llm.engine.has_work and not llm._open
+
+
+def test_a_failed_step_reaches_every_open_stream(llm, monkeypatch):
+    one, two = (llm.stream(text, SamplingParams(max_tokens=9)) for text in ("the fish", "the bird"))
+    next(one), next(two)
+    with monkeypatch.context() as patched:
+        patched.setattr(llm.engine.runner, "run", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            list(one)
+    with pytest.raises(ZeroDivisionError):
+        list(two)
+    assert len(llm.generate("the fish", SamplingParams(temperature=0, max_tokens=3))) == 1 and not llm._open
 
 
 def test_n_samples_differ_and_repeat(llm):

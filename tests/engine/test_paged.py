@@ -8,6 +8,7 @@ from chain import chain_model
 from tiny import tiny_config, tiny_model
 
 import fathom.engine.selfcheck as selfcheck
+from fathom.config import RopeScaling
 from fathom.engine.llm import LLM
 from fathom.engine.paged import cheaper_form, new_pool, pool_bytes_per_token, read_latents, write_latents
 from fathom.engine.selfcheck import compare, paged_logits
@@ -21,7 +22,9 @@ COMPILED = pytest.param("cpu", marks=pytest.mark.skipif(cpu.available() is not N
 @pytest.mark.parametrize("kernels", ["torch", COMPILED])
 @pytest.mark.parametrize("chunk", [1, 5, 40])
 def test_paged_logits_equal_the_models_own(tokenizer, kernels, chunk):
-    for model in (tiny_model(3), tiny_model(4, q_lora_rank=None, attention_bias=True), chain_model(5)):
+    yarn = RopeScaling(factor=4.0, original_max_position_embeddings=32, mscale=1.0, mscale_all_dim=1.0)
+    models = tiny_model(3), tiny_model(4, q_lora_rank=None, attention_bias=True), chain_model(5)
+    for model in (*models, tiny_model(6, rope_scaling=yarn)):
         llm = LLM.from_parts(model, tokenizer, kernels=kernels, page_size=4)
         with torch.no_grad():
             want = model(torch.tensor([TOKENS]), attention="naive")[0]

@@ -127,6 +127,8 @@ def test_draining_finishes_what_runs_and_refuses_what_is_new(service):
         with pytest.raises(EngineBusy) as refused:
             service.submit([0, 6], GREEDY, request_id="b")
         assert refused.value.draining
+        rest = await collect(service.submit([0, 6], GREEDY, request_id="a", continues=True))  # of a running answer
+        assert len(rest) == 12
         assert await drained and len(await task) == 100
 
     asyncio.run(body())

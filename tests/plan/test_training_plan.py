@@ -14,6 +14,7 @@ from fathom.parallel.schedules import schedule
 from fathom.parallel.timeline import Costs, simulate
 from fathom.plan.job import Job
 from fathom.plan.timing import DEVICES, bubble, device, report_share, this_machine
+from fathom.plan.traffic import traffic
 from fathom.plan.training import plan, show
 from fathom.runtime import UserError
 
@@ -45,6 +46,21 @@ def test_the_share_that_the_reports_hours_imply() -> None:
     assert shares["main model, attention not halved"] == pytest.approx(0.437, abs=0.005)
     assert shares["with MTP"] > shares["main model"]
     assert "report" not in plan(dataclasses.replace(JOB, model=V3.replace(vocab_size=1280)), H800)
+
+
+def test_nobody_computes_in_a_bubble() -> None:
+    one = dataclasses.replace(JOB, batch_rows=128, schedule="1f1b")  # one micro-batch in a pipeline of 16
+    p = plan(one, H800)
+    assert p["time"]["share_of_peak"] == pytest.approx(1 - p["layout"]["bubble"]) and p["layout"]["bubble"] > 0.9
+    twice = plan(dataclasses.replace(JOB, recompute="block"), H800)["time"]["share_of_peak"]
+    assert twice == pytest.approx(0.75 * report_share())
+
+
+def test_experts_on_a_part_of_a_node_make_it_a_node() -> None:
+    c = V3.replace(n_routed_experts=160)
+    sent = "all-to-all between nodes, two hops"
+    spread = [traffic(Job(c, 1, 640, data=640, expert=e), 0, 8)[sent] for e in (8, 10, 16, 20)]
+    assert spread[0] == 0 < spread[1] == spread[2] < spread[3]
 
 
 def test_flops_of_a_small_model_by_hand() -> None:

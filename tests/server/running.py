@@ -15,7 +15,7 @@ import uvicorn
 from fake_service import FakeService
 
 from fathom.server.app import create_app
-from fathom.server.serving import bind
+from fathom.server.serving import Connection, bind
 from fathom.server.settings import Settings
 
 KEY = "key-of-a-fish-0123456789"
@@ -27,7 +27,9 @@ class Running:
         self.app = create_app(fake, settings)  # type: ignore[arg-type]
         listener = bind("127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        config = uvicorn.Config(self.app, log_config=None, lifespan="off", ws="none", timeout_graceful_shutdown=1)
+        config = uvicorn.Config(
+            self.app, http=Connection, log_config=None, lifespan="off", ws="none", timeout_graceful_shutdown=1
+        )
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]}, daemon=True)
         self.thread.start()

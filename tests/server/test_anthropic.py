@@ -176,6 +176,30 @@ def test_constraints(server, client, asked, fits, does_not):
     assert [text for text in does_not if allowed(server, text)] == []
 
 
+def test_a_call_that_is_cut(server, client):
+    """max_tokens inside its arguments: there is an answer, which says why it ended."""
+    server.fake.script = calls(call("weather", '{"at": "' + "sea " * 50 + '"}'))
+    asked = {"tools": [WEATHER], "tool_choice": {"type": "any"}, "max_tokens": 40}
+    message = create(client, **asked)
+    assert message.stop_reason == "max_tokens"
+    assert [(b.type, b.input) for b in message.content] == [("tool_use", {})]
+    deltas = [e["delta"] for name, e in events(server, **asked) if name == "content_block_delta"]
+    assert "".join(d["partial_json"] for d in deltas).startswith('{"at": "sea sea')
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses", "/v1/chat/completions"])
+def test_tools_are_json(server, path):
+    schema = {"type": "object", "maximum": float("inf")}
+    function = {"name": "f", "parameters": schema}
+    tool = {"/v1/messages": {"name": "f", "input_schema": schema}, "/v1/responses": {"type": "function", **function}}
+    body = {"model": "minnow", "tools": [tool.get(path, {"type": "function", "function": function})]}
+    body |= {"input": "x"} if path == "/v1/responses" else {"messages": USER, "max_tokens": 9}
+    text = json.dumps(body).replace("Infinity", "1e999")
+    headers = {"content-type": "application/json"}
+    response = server.http.post(path, content=text.encode(), headers=headers)
+    assert response.status_code == 400 and "too large for JSON" in response.text
+
+
 def test_tool_choice_none(server):
     server.fake.script = calls(SEA)
     message = post(server, tools=[WEATHER], tool_choice={"type": "none"}).json()

@@ -134,3 +134,4 @@ def test_a_template_that_always_thinks():
         message = server.chat().json()["choices"][0]["message"]
         assert (message["reasoning_content"], message["content"]) == ("Hm.", "Deep.")
         refused(server.chat(thinking=False), 400, "thinking")
+        assert server.openai.models.retrieve("minnow").fathom["thinking"] is False  # nothing to choose for a page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 
 import pytest
 from fake_service import FakeService
@@ -103,6 +104,45 @@ def test_a_body_that_stops_coming_is_given_up(server, monkeypatch):
             'Content-Length: 100\r\n\r\n{"'.encode()
         )
         assert connection.recv(64).startswith(b"HTTP/1.1 408")
+
+
+def test_a_connection_without_a_request_is_closed(server, monkeypatch):
+    """Nothing sent, half a head, half a second head: closed. A slow answer is not."""
+    monkeypatch.setattr("fathom.server.serving.IDLE_SECONDS", 0.3)
+    address = server.http.base_url.host, server.http.base_url.port
+    whole = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    for sent, answers in ((b"", 0), (b"GET /health HTT", 0), (whole, 1), (whole + b"GET /", 1)):
+        with socket.create_connection(address, timeout=5) as connection:
+            connection.sendall(sent)
+            received = b""
+            while piece := connection.recv(65536):  # b"" is the end; waiting in vain raises after 5 s
+                received += piece
+        assert received.count(b"HTTP/1.1 200") == answers
+    server.fake.script, server.fake.pause = "one two three four", 0.12
+    assert len(server.stream("/v1/chat/completions", messages=[{"role": "user", "content": "x"}])) > 4
+
+
+def test_a_body_that_drips_is_given_up(server, monkeypatch):
+    monkeypatch.setattr("fathom.server.security.WHOLE_BODY_SECONDS", 0.4)
+
+    def drip():
+        for _ in range(100):
+            yield b" "
+            time.sleep(0.05)
+
+    headers = {"content-type": "application/json"}
+    response = server.http.post("/v1/chat/completions", content=drip(), headers=headers)
+    assert response.status_code == 408
+
+
+def test_a_body_of_many_mistakes_costs_little(server):
+    """A field too many is named; a million are not read."""
+    many = {f"field_{i}": 0 for i in range(100_000)}
+    error = refused(server.http.post("/v1/chat/completions", json=many), 400, None)
+    assert "100000 fields" in error["message"]
+    some = {"messages": [{"role": "user", "content": "x"}], **{f"field_{i}": 0 for i in range(200)}}
+    error = refused(server.http.post("/v1/chat/completions", json=some), 400, "field_0")
+    assert "field_4" in error["message"] and " more; leave" in error["message"] and len(error["message"]) < 300
 
 
 def test_keys_from_file_and_environment(tmp_path, monkeypatch):

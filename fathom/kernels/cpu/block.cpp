@@ -213,7 +213,7 @@ using namespace fathom;
 
 extern "C" {
 
-// Sizes of the structures, to find a mismatch with step.py before it does harm.
+// Sizes of the structures, to find a mismatch with structs.py before it does harm.
 int64_t fathom_sizes(int64_t which) {
     const int64_t sizes[] = {sizeof(Matrix), sizeof(Block), sizeof(Pool), sizeof(Step)};
     return sizes[which];

@@ -15,7 +15,7 @@
 
 namespace fathom {
 
-// A stored matrix [rows, cols], or a stack of them; mirrored in step.py.
+// A stored matrix [rows, cols], or a stack of them; mirrored in structs.py.
 struct Matrix {
     const void* data;
     const float* scale;  // FP8 only

@@ -1,4 +1,4 @@
-// The structures that cross the C interface (mirrored field by field in step.py), and a thread's work buffers.
+// The structures that cross the C interface (mirrored field by field in structs.py), and a thread's work buffers.
 //
 // Up to FEW tokens, every thread normalises and lays out all tokens for itself: cheaper than one more barrier. Above
 // that the tokens are shared out and the buffers are common.

@@ -228,7 +228,7 @@ export class Settings {
     const stop = (this.values.stop ?? "")
       .split("\n")
       .filter((line) => line !== "")
-      .slice(0, 4);
+      .slice(0, 16);
     if (stop.length) params.stop = stop;
     if (this.model?.thinking) params.thinking = this.on("thinking");
     if (this.model?.moe_layers && this.on("inside")) params.inside = true;

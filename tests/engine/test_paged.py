@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from chain import chain_model
-from tiny import tiny_config, tiny_model
+from tiny import VOCAB, tiny_config, tiny_model
 
 import fathom.engine.selfcheck as selfcheck
 from fathom.config import RopeScaling
@@ -31,6 +31,20 @@ def test_paged_logits_equal_the_models_own(tokenizer, kernels, chunk):
         have = paged_logits(llm, TOKENS, chunk)
         assert torch.allclose(have, want, atol=2e-5 * float(want.std()) + 1e-6)
         assert llm.engine.pool.held == 0
+
+
+@pytest.mark.parametrize("kernels", ["torch", COMPILED])
+@pytest.mark.parametrize("chunk", [700, 2600])
+def test_long_prompts_with_yarn(tokenizer, kernels, chunk):
+    """Positions far beyond the trained context, more keys than one round of the compiled prefill holds."""
+    yarn = RopeScaling(factor=64.0, original_max_position_embeddings=64, mscale=1.0, mscale_all_dim=1.0)
+    model = tiny_model(7, rope_scaling=yarn, max_position_embeddings=4096)
+    tokens = torch.randint(20, VOCAB, (2600,), generator=torch.Generator().manual_seed(0)).tolist()
+    llm = LLM.from_parts(model, tokenizer, kernels=kernels, max_running=1)
+    with torch.no_grad():
+        want = model(torch.tensor([tokens]), attention="naive")[0]
+    have = paged_logits(llm, tokens, chunk)
+    assert torch.allclose(have, want, atol=2e-5 * float(want.std()) + 1e-6)
 
 
 @pytest.mark.parametrize("kernels", [COMPILED])

@@ -18,7 +18,7 @@ from typing import NoReturn
 
 import torch
 
-from fathom.checkpoint.manifest import identity_of, locked, look
+from fathom.checkpoint.manifest import Manifest, identity_of, locked, look
 from fathom.checkpoint.plan import Options, Plan, make_plan
 from fathom.checkpoint.reader import Checkpoint, open_checkpoint
 from fathom.checkpoint.safetensors_io import FileReader, read_header
@@ -63,9 +63,11 @@ def convert(
         existed = destination.exists()
         try:
             with locked(destination):
-                written = _write_all(checkpoint, plan, options, destination, overwrite)
+                manifest = look(destination, identity_of(checkpoint, options), plan.sizes(), overwrite)
+                written = _write_all(checkpoint, plan, manifest)
                 if verify:
                     _verify_all(plan, destination)
+                manifest.close()
         except BaseException:
             if not existed and destination.exists() and not any(destination.iterdir()):
                 destination.rmdir()
@@ -82,10 +84,9 @@ def _check_apart(source: Path, destination: Path) -> None:
         raise UserError(f"the destination {destination} is a file; give a folder")
 
 
-def _write_all(checkpoint: Checkpoint, plan: Plan, options: Options, destination: Path, overwrite: bool) -> int:
+def _write_all(checkpoint: Checkpoint, plan: Plan, manifest: Manifest) -> int:
     """Write what is not there yet; returns the bytes of weight files written."""
-    sizes = plan.sizes()
-    manifest = look(destination, identity_of(checkpoint, options), sizes, overwrite)
+    sizes, destination = manifest.sizes, manifest.folder
     todo = [(file, recipes) for file, recipes in plan.shards if file not in manifest.done]
     needed = sum(sizes[file] for file, _ in todo)
     require_disk(destination, needed - sum(p.stat().st_size for p in manifest.replaces))
@@ -109,7 +110,10 @@ def _verify_all(plan: Plan, destination: Path) -> None:
 
     with FileReader() as reader, _telling("verifying", sum(plan.sizes().values())) as advance:
         for file, recipes in plan.shards:
-            written = read_header(destination / file).tensors
+            try:
+                written = read_header(destination / file).tensors
+            except UserError:
+                refuse(file, "has a damaged header")
             wanted = {e.name: (e.dtype, e.shape) for r in recipes for e in r.entries}
             if {n: (t.dtype, t.shape) for n, t in written.items()} != wanted:
                 refuse(file, "does not hold the tensors it should")

@@ -35,6 +35,7 @@ class Manifest:
     sizes: dict[str, int]
     done: list[str]
     replaces: list[Path]  # files of another checkpoint that `start` removes
+    complete: bool = False  # the whole conversion, with its verification if one was asked for
 
     def start(self) -> None:
         """First write to the folder: clear what is in the way, record what is being made."""
@@ -48,8 +49,14 @@ class Manifest:
         self.done.append(file)
         self._save()
 
+    def close(self) -> None:
+        """Record that nothing is left to do."""
+        self.complete = True
+        self._save()
+
     def _save(self) -> None:
-        write_json(self.folder / NAME, self.identity | {"files": self.sizes, "done": self.done})
+        state = {"files": self.sizes, "done": self.done, "complete": self.complete}
+        write_json(self.folder / NAME, self.identity | state)
 
 
 def identity_of(checkpoint: Checkpoint, options: Options) -> dict[str, Any]:
@@ -77,7 +84,7 @@ def look(folder: Path, identity: dict[str, Any], sizes: dict[str, int], overwrit
         if isinstance(data, dict) and {k: data.get(k) for k in (*identity, "files")} == identity | {"files": sizes}:
             files = [(file, folder / file) for file in data.get("done", [])]
             whole = [file for file, p in files if file in sizes and p.is_file() and p.stat().st_size == sizes[file]]
-            if not (overwrite and len(whole) == len(sizes)):  # asked to overwrite what is finished: all of it again
+            if not (overwrite and data.get("complete")):  # asked to overwrite what is finished: all of it again
                 return Manifest(folder, identity, sizes, whole, [])
         elif not overwrite:
             raise UserError(

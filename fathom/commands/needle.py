@@ -120,7 +120,9 @@ def open_model(model: str, longest: int, args: Args) -> LLM:
     weights = load_model(str(folder), loading_dtype(args.dtype, args.device, "auto"), args.device)
     if longest > weights.config.max_position_embeddings:
         set_config(weights, weights.config.replace(max_position_embeddings=longest))
-    own = None if template.note else template  # a base model has none, and was not trained on the built-in one
+    own = (
+        None if template.note and args.form == "auto" else template
+    )  # a base model was not trained on the built-in one
     return LLM.from_parts(weights, tokenizer, own, name=model, max_running=MAX_RUNNING)
 
 

@@ -180,7 +180,7 @@ class Engine:
         `lost`: what the step had made for them is lost too."""
         try:
             return self._step()
-        except Exception:
+        except BaseException:
             self.lost = sorted({s.request.id for s in self.scheduler.running} | self._touched)
             for request_id in self.lost:
                 self.abort(request_id)

@@ -305,8 +305,9 @@ class LLM:
         try:
             found += self.engine.step()
             found += self.engine.failed.items()
-        except Exception as error:
-            found = [(request_id, error) for request_id in self.engine.lost]
+        except BaseException as error:  # Ctrl-C too: what the step had made for the others is lost
+            reason = error if isinstance(error, Exception) else RuntimeError("the step was interrupted")
+            found = [(request_id, reason) for request_id in self.engine.lost]
             raise
         finally:
             for request_id, what in found:

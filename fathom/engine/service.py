@@ -114,7 +114,7 @@ class EngineService:
         """
         if self._stopping or (self._draining and not continues):
             raise EngineBusy("the server is shutting down; try another one", 5.0, draining=True)
-        waiting = sum(key not in self._started for key in self._callers)
+        waiting = sum(key not in self._started for key in list(self._callers))
         if waiting >= self.max_waiting and not continues:
             raise EngineBusy(
                 f"{waiting} requests are waiting, the limit is {self.max_waiting}; try again later", self._retry_after()

@@ -126,7 +126,9 @@ def _invalid(errors: Sequence[Any], body: Any, fields: Collection[str]) -> ApiEr
     found = [(path, e) for path, e in found if path.endswith(".type") or _parent(path) not in wrong_kind]
     unknown = [path for path, error in found if error["type"] == "extra_forbidden"]
     if unknown:
-        return ApiError(400, _unknown(unknown, fields), param=unknown[0], code="unknown_field")
+        return ApiError(
+            400, _unknown(unknown, fields, len(errors) <= MOST_READ), param=unknown[0], code="unknown_field"
+        )
     param = max((path for path, _ in found), key=lambda path: path.count(".") + path.count("["), default="")
     said = list(dict.fromkeys(_words(error) for path, error in found if path == param))
     if not param:
@@ -138,13 +140,13 @@ def _parent(path: str) -> str:
     return path.rpartition(".")[0]
 
 
-def _unknown(names: list[str], fields: Collection[str]) -> str:
+def _unknown(names: list[str], fields: Collection[str], all_read: bool) -> str:
     more = len(names) - MOST_NAMED
     names = [name if len(name) <= 60 else f"{name[:60]}..." for name in names[:MOST_NAMED]]
     hints = [difflib.get_close_matches(name, list(fields), n=1, cutoff=0.8) for name in names]
     listed = [f"{name} (did you mean {hint[0]}?)" if hint else name for name, hint in zip(names, hints, strict=True)]
     plural = "s" if len(names) > 1 else ""
-    rest = f" and {more} more" if more > 0 else ""
+    rest = "" if more <= 0 else f" and {more} more" if all_read else " and more"
     return f"unknown field{plural}: {', '.join(listed)}{rest}; leave out what this server does not know"
 
 

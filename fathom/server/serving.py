@@ -29,7 +29,7 @@ from fathom.server.settings import Settings
 BACKLOG = 2048
 LAST_BYTES_SECONDS = 5  # for connections to take the rest of their answers once the engine is done
 IDLE_SECONDS = 30  # a connection without a whole head of a request is closed
-SPARE_FILES = 128  # descriptors that connections may not take
+SPARE_FILES = 128  # descriptors that connections may not take: a connection above that is closed at once
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -62,7 +62,6 @@ def serve(app: FastAPI, settings: Settings, listener: socket.socket, *, on_ready
     config = uvicorn.Config(
         app,
         http=Connection,
-        limit_concurrency=max(resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_FILES, SPARE_FILES),
         log_config=None,
         access_log=False,
         lifespan="off",
@@ -81,14 +80,23 @@ def serve(app: FastAPI, settings: Settings, listener: socket.socket, *, on_ready
     return server.exit_code
 
 
+def most_connections() -> int:
+    """How many this process may have open."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return max(files - SPARE_FILES, files // 2)
+
+
 class Connection(H11Protocol):
-    """uvicorn's own waits without end for a first head, and for one that has begun to come."""
+    """uvicorn's own takes any number, and waits without end for a first head and for one that has begun to come."""
 
     _head: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._wait_for_head()
+        if len(self.connections) > most_connections():
+            transport.abort()
+        else:
+            self._wait_for_head()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

@@ -47,4 +47,5 @@ def stack(batches: Sequence[Batch]) -> Batch:
 
 def digest(batch: Batch) -> str:
     """Short hash of a batch's content, for logs and tests of determinism."""
-    return hashlib.sha256(batch.tokens.numpy().tobytes() + batch.labels.numpy().tobytes()).hexdigest()[:16]
+    parts = [batch.tokens, batch.labels, *([] if batch.segments is None else [batch.segments])]
+    return hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()[:16]

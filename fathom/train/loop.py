@@ -66,12 +66,14 @@ class Trainer:
         unit: str = "bits/byte",  # of what `evaluate` returns
         mesh: Mesh | None = None,
         tick: Callable[[], None] = lambda: None,  # called after every step: a sign of life to the other ranks
+        template: str = "",  # chat format that is trained on, if any: exports bring it
     ) -> None:
         positions = model.config.max_position_embeddings
         for name in ("sequence_length", "long_length"):
             if (length := getattr(config.data, name)) > positions:
                 raise UserError(f"data.{name} {length} is above the model's max_position_embeddings {positions}")
         self.config, self.model, self.data, self.evaluate, self.tick = config, model, data, evaluate, tick
+        self.template = template
         weight = model.embed_tokens.weight
         self.mesh = mesh or single(pick_device() if weight.is_meta else weight.device)
         self.device = self.mesh.world.device
@@ -107,6 +109,9 @@ class Trainer:
             with self._graceful_stop():
                 while self.step_done < self.config.run.steps and not self._stop:
                     self.step()
+                # a signal that came after the last step had been agreed upon
+                asked = torch.tensor([float(self._asked)], device=self.device)
+                self._stop = self._stop or float(self.mesh.world.sum(asked)) > 0
             if self._stop:
                 self.save(wait=True)
                 raise KeyboardInterrupt
@@ -226,7 +231,7 @@ class Trainer:
         """Begin to write a checkpoint of this moment."""
         extra = {
             "tokens": self.tokens, "updates": self.zero.steps, "guard": self.guard.state_dict(),
-            "config": self.config.to_dict(), "model": self.model.config.to_dict(),
+            "config": self.config.to_dict(), "model": self.model.config.to_dict(), "template": self.template,
         }  # fmt: skip
         self.store.save(self.step_done, self.pieces(), extra, metric=metric, wait=wait)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from threading import Thread
 
 import torch
 from tokenizers import Tokenizer as Backend
@@ -20,7 +20,8 @@ from fathom.model.moe import Gate
 from fathom.model.transformer import DeepseekV3
 from fathom.parallel.mesh import Mesh
 from fathom.parallel.schedules import schedule
-from fathom.runtime import UserError, read_json
+from fathom.runtime import UserError, read_json, write_text
+from fathom.text.chat import ChatTemplate
 from fathom.text.dataset import Batch, PackedDataset, open_streams, tokenize
 from fathom.text.packed import Noise
 from fathom.text.prefetch import Prefetched
@@ -41,7 +42,10 @@ def start_model(config: TrainConfig) -> DeepseekV3:
     """The weights of `run.init_from` in FP32, or a model without memory: each rank makes its part of it (parts.py)."""
     if not config.run.init_from:
         return DeepseekV3(config.model_config(), device="meta")
-    asked, found = config.model_config().to_dict(), read_config(resolve(config.run.init_from)).to_dict()
+    asked, found = (
+        config.model_config().to_dict(),
+        read_config(resolve(config.run.init_from)).replace(extra={}).to_dict(),
+    )
     changed = [name for name in differences(asked, found) if name.split(".")[0] not in FREE]
     if changed and (config.model or config.preset != TrainConfig.preset):  # a recipe that names no model takes any
         raise UserError(
@@ -157,14 +161,27 @@ def export(trainer: Trainer) -> Path:
     run, world = Path(trainer.config.run.out), trainer.mesh.world
     if world.size == 1:
         return export_run(run, run / "export", dtype="fp32")
-    with ThreadPoolExecutor(1, thread_name_prefix="export") as pool:
-        written = pool.submit(export_run, run, run / "export", dtype="fp32") if trainer.mesh.rank == 0 else None
-        while True:
-            done = bool(written and wait([written], timeout=EXPORT_POLL).done)
-            if float(world.sum(torch.tensor([float(done)], device=world.device))):
-                break
-            trainer.tick()
-        return written.result() if written else run / "export"
+    failed: list[BaseException] = []
+
+    def write() -> None:
+        try:
+            export_run(run, run / "export", dtype="fp32")
+        except BaseException as error:
+            failed.append(error)
+
+    writer = Thread(target=write, name="export", daemon=True)  # daemon: a rank that must leave does not wait for it
+    if trainer.mesh.rank == 0:
+        writer.start()
+    done = False
+    while not done:
+        if trainer.mesh.rank == 0:
+            writer.join(EXPORT_POLL)
+            done = not writer.is_alive()
+        done = float(world.sum(torch.tensor([float(done)], device=world.device))) > 0
+        trainer.tick()
+    if failed:
+        raise failed[0]
+    return run / "export"
 
 
 def export_run(run: Path, folder: Path, *, dtype: SaveDtype, step: int | None = None, ema: bool = False) -> Path:
@@ -195,4 +212,6 @@ def export_run(run: Path, folder: Path, *, dtype: SaveDtype, step: int | None = 
     for name, tensor in read_whole(path, list(own)):  # refuses a checkpoint that lacks one of them
         own[name].detach().copy_(tensor.view_as(own[name]))
     save_model(model, folder, dtype=dtype, side_files_from=tokenizer, overwrite=True)
+    if template := index.extra.get("template"):
+        write_text(folder / "chat_template.jinja", ChatTemplate.builtin(template).source)
     return folder

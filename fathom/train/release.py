@@ -67,7 +67,7 @@ def lineage(run: Path) -> list[Stage]:
         except UserError as error:
             raise UserError(f"{error}; a card describes a model from its first step, keep its runs") from None
         config = TrainConfig.from_dict(read.config)
-        kind = "SFT" if not stages else "pretraining"
+        kind = "SFT" if not stages else "further training" if config.run.init_from else "pretraining"
         if config.extend.phases:
             kind = f"extension to {config.data.sequence_length:,} tokens"
         stages.insert(0, Stage(folder, config, read.records, kind))
@@ -96,6 +96,9 @@ def release(run: Path, folder: Path, beside: str = "") -> Path:
     documents, chats = stages[0].config.data.heldout, config.data.heldout
     if not documents or not chats:
         raise UserError("data.heldout of pretraining or SFT is empty; the card is measured on held-out text")
+    for path in (documents, chats):
+        if not Path(path).exists():
+            raise UserError(f"{path} does not exist, seen from {Path.cwd()}; the card is measured on held-out text")
     sources = read_sources(Path(stages[0].config.data.train).parent / "sources.json")
     context = read_config(stages[0].run / "export").max_position_embeddings  # what every stage has
     if beside:
@@ -133,6 +136,10 @@ def read_sources(file: Path) -> dict[str, Any]:
     if not file.exists():
         raise UserError(f"{file} does not exist; the card credits each source: {{name: {{licence, docs, characters}}}}")
     sources: dict[str, Any] = read_json(file)
+    for name, source in sources.items():
+        lacking = {"licence", "docs", "characters"} - source.keys()
+        if lacking and not source.get("skipped"):
+            raise UserError(f"{file}: {name} has no {', '.join(sorted(lacking))}; the card credits each source")
     return {n: {"skipped": False, "also_evaluation": False, "package": ""} | s for n, s in sources.items()}
 
 
@@ -150,6 +157,13 @@ def check_beside(model: str, documents: str, context: int) -> None:
         raise UserError(f"--beside {model} has no MTP module, whose acceptance the card quotes")
 
 
+def is_minnow(pretraining: TrainConfig, sources: dict[str, Any]) -> bool:
+    """Whether this is the bundled model anew: its architecture, trained on what `fathom corpus build` makes."""
+    generated = {"stories", "dialogues", "arithmetic"}
+    same = pretraining.preset == "minnow" and not pretraining.model.keys() - {"initializer_range"}
+    return same and generated <= sources.keys()
+
+
 def card(name: str, model: ModelConfig, stages: list[Stage], figures: dict[str, Any]) -> str:
     """README.md of the model: what it is, what it saw, what it can do."""
     template = (Path(__file__).parent / "card.md.jinja").read_text(encoding="utf-8")
@@ -158,7 +172,7 @@ def card(name: str, model: ModelConfig, stages: list[Stage], figures: dict[str, 
         .from_string(template)
         .render(
             name=name,
-            bundled=stages[0].config.preset == "minnow" and not stages[0].config.model.keys() - {"initializer_range"},
+            bundled=is_minnow(stages[0].config, figures["sources"]),
             config=model,
             count=parameters(model),
             stages=stages,

@@ -136,7 +136,7 @@ def _norm(ax: Any, runs: Sequence[Run], axis: Axis) -> None:
         raw(ax, axis.x(run.tokens), values, colour(i))
         line(ax, axis.x(run.tokens), run.smoothed(values), color=colour(i), label=name_of(runs, i, ""))
         crosses(ax, axis.x(run.tokens), values, run.skipped, colour(i) if len(runs) > 1 else "#b00020")
-    clips = {run.config.get("optim", {}).get("clip_norm") for run in runs} - {None}
+    clips = {run.config.get("optim", {}).get("clip_norm") for run in runs} - {None, 0.0}
     for clip in clips:
         ax.axhline(clip, color="#5a6470", linewidth=0.9, linestyle=(0, (4, 3)), label=f"clipped to {clip:g}")
     log_if_wide(ax)

@@ -130,7 +130,9 @@ def sft(config: TrainConfig, mesh: Mesh | None = None, tick: Callable[[], None] 
     talks = dialogues(config, d.train, model.config, tokenizer, rows=1 if d.text else d.batch_rows)
     unit = "nats/answer token"
     with Prefetched(with_text(config, talks, model.config, tokenizer), d.workers) as data:
-        trainer = Trainer(config, model, data, evaluate if heldout else None, unit=unit, mesh=mesh, tick=tick)
+        trainer = Trainer(
+            config, model, data, evaluate if heldout else None, unit=unit, mesh=mesh, tick=tick, template=d.template
+        )
         if talks.left_out:
             trainer.watch.note(
                 f"{talks.left_out} of {talks.left_out + len(talks.samples)} dialogues are left out: more than "

@@ -263,6 +263,10 @@ def test_a_damaged_finished_file_is_made_again_or_found(tmp_path: Path) -> None:
         convert(a, tmp_path / "b", Options("fp8"), verify=True)
     convert(a, tmp_path / "b", Options("fp8"), verify=True)  # as the error says
     assert path.read_bytes() == good
+    path.write_bytes(b"\0" * 8 + good[8:])
+    with pytest.raises(UserError, match="damaged header"):
+        convert(a, tmp_path / "b", Options("fp8"), verify=True)
+    assert not path.exists()
 
 
 def test_other_weights_of_the_same_shapes_are_another_source(tmp_path: Path) -> None:
@@ -283,6 +287,17 @@ def test_overwriting_writes_what_is_finished_again(tmp_path: Path) -> None:
     a = saved(tmp_path / "a", TINY_V3)
     first = convert(a, tmp_path / "b", Options("fp8"))
     assert convert(a, tmp_path / "b", Options("fp8"), overwrite=True).written == first.bytes
+
+
+def test_an_overwriting_conversion_that_was_interrupted_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = saved(tmp_path / "a", TINY_V3)
+    with monkeypatch.context() as patched:
+        patched.setattr(convert_module, "_verify_all", lambda *_: 1 / 0)  # all is written, and then
+        with pytest.raises(ZeroDivisionError):
+            convert(a, tmp_path / "b", Options("fp8"), verify=True, overwrite=True)
+    assert convert(a, tmp_path / "b", Options("fp8"), verify=True, overwrite=True).written == 0
 
 
 def test_one_file_of_another_name_has_an_index(tmp_path: Path) -> None:

@@ -128,17 +128,20 @@ def test_values_are_those_at_the_call(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(store_module, "write_part", slow)
     store, whole, extra = Store(tmp_path, None, keep=2), state(1), {"tokens": [5]}
     for step in (1, 2):
+        go.clear()
+        begun.clear()
         store.save(step, pieces(whole, ALONE), extra)
         assert begun.wait(20) and step not in store.steps()
         staging = store._staging.data_ptr()
         for tensor in whole.values():
-            tensor.fill_(3)
+            tensor.fill_(3 * step)
         extra["tokens"].append(6)
         go.set()
-    store.wait()
+        store.wait()
+    threes = {name: torch.full_like(tensor, 3) for name, tensor in whole.items()}
     target = blank(ALONE)
     assert store.load(1, target) == {"tokens": [5]} and differing(target, state(1)) == []
-    assert store.load(2, target) == {"tokens": [5, 6]} and differing(target, whole) == []
+    assert store.load(2, target) == {"tokens": [5, 6]} and differing(target, threes) == []
     assert store._staging.data_ptr() == staging  # the same memory again
 
 

@@ -172,9 +172,28 @@ def test_logprobs_equal_the_naive_ones(models, tokenizer):
         rows = torch.log_softmax(models[1](torch.tensor([request.prompt]))[0], -1)
     scored = deltas[0].prompt_logprobs
     assert scored[0] is None and all(d.prompt_logprobs is None for d in deltas[1:])
-    for row, token, entry in zip(rows, request.prompt[1:], scored[1:], strict=False):
+    for row, token, entry in zip(rows[:-1], request.prompt[1:], scored[1:], strict=True):
         assert entry.token_id == token and entry.logprob == pytest.approx(float(row[token]), abs=1e-4)
         assert [i for i, _ in entry.top] == row.topk(2).indices.tolist()
+
+
+def test_drafting_that_is_slower_is_switched_off(models, tokenizer, monkeypatch):
+    """By a clock in which a draft costs a thousand times a step."""
+    now = [0.0]
+    monkeypatch.setattr("fathom.engine.engine.perf_counter", lambda: now[0])
+    engine = engine_of(models[1], tokenizer, speculative="auto")
+
+    def slowed(own, seconds):
+        def call(*args, **options):
+            now[0] += seconds
+            return own(*args, **options)
+
+        return call
+
+    for name, seconds in (("run", 0.001), ("draft", 1.0)):
+        monkeypatch.setattr(engine.runner, name, slowed(getattr(engine.runner, name), seconds))
+    got, _ = answers(engine, [Request("a", [0, 9, 8], GREEDY.replace(max_tokens=110))])
+    assert got["a", 0][-1].metrics.drafted < 40 and ": off (" in engine.stats().speculation
 
 
 @pytest.mark.parametrize("speculative", [False, 1, 3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 from tiny import CONTEXT
@@ -62,8 +63,16 @@ def test_a_caller_that_leaves_frees_its_pages(service):
     asyncio.run(body())
 
 
+def slowed(service, monkeypatch):
+    """Steps of 50 ms: whoever looks every 10 ms sees a request run."""
+    own = service.llm.engine.runner.run
+    monkeypatch.setattr(service.llm.engine.runner, "run", lambda *a, **k: (time.sleep(0.05), own(*a, **k))[1])
+
+
 @pytest.mark.parametrize("how", ["closed", "dropped"])
-def test_an_iterator_that_is_never_begun_frees_its_pages_too(service, how):
+def test_an_iterator_that_is_never_begun_frees_its_pages_too(service, monkeypatch, how):
+    slowed(service, monkeypatch)
+
     async def body():
         stream = service.submit([0, 5], GREEDY.replace(max_tokens=None), request_id="a")
         await until(lambda: service.stats().running == 1)
@@ -134,8 +143,9 @@ def test_draining_finishes_what_runs_and_refuses_what_is_new(service):
     asyncio.run(body())
 
 
-def test_stopping_tells_those_who_wait(model, tokenizer):
+def test_stopping_tells_those_who_wait(model, tokenizer, monkeypatch):
     service = EngineService(LLM.from_parts(model, tokenizer))
+    slowed(service, monkeypatch)
     service.start()
 
     async def body():

@@ -9,6 +9,7 @@ from fathom.engine.naive import generate_tokens
 from fathom.engine.params import SamplingParams
 from fathom.evals.acceptance import greedy_acceptance
 from fathom.evals.load import expert_load
+from fathom.model.moe import Routing
 
 
 def test_acceptance_counts_drafts_that_greedy_decoding_then_says() -> None:
@@ -41,3 +42,11 @@ def test_expert_load_counts_every_choice_once() -> None:
     c = model.config
     assert load.shape == (c.num_hidden_layers - c.first_k_dense_replace, c.n_routed_experts)
     assert (load.sum(1) == 50 * c.num_experts_per_tok).all()
+    wanted = torch.zeros_like(load)
+    for row in rows:
+        record: list[Routing] = []
+        model.hidden(row[None], record=record)
+        for layer, routing in enumerate(record):
+            for expert in routing.indices.flatten().tolist():
+                wanted[layer, expert] += 1
+    assert torch.equal(load, wanted)

@@ -222,8 +222,9 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         command.run(far)
     assert command.run(dataclasses.replace(far, beyond=True)) == 0
     assert len(read_results(tmp_path / "out" / "model-1.jsonl")) == 12
-    with pytest.raises(UserError, match="no chat template"):  # a base model: it was not trained on the built-in one
-        command.run(dataclasses.replace(args, form="chat"))
+    assert command.run(dataclasses.replace(args, form="auto", out=tmp_path / "auto")) == 0
+    report = json.loads((tmp_path / "auto" / "needle.json").read_text())
+    assert set(report[str(model)]) == {"copy"}  # a base model: it was not trained on the built-in chat format
     with pytest.raises(UserError, match="does not exist"):
         command.run(dataclasses.replace(args, haystack=tmp_path / "none.jsonl"))
     before = fingerprint(model)

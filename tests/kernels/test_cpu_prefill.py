@@ -126,6 +126,8 @@ def test_cuts_change_the_last_bits_only() -> None:
     for steps in ([[151], [149]], [[30]] * 10):
         (out,), *_ = run_steps(block, weights, steps)
         assert (out - whole).abs().max() <= 1e-5 * whole.std() and (out - whole).std() <= 1e-6 * whole.std()
+        if steps[0] == [30]:  # too short for panels: other roundings, so the panels did run before
+            assert not torch.equal(out, whole)
 
 
 def test_a_sequence_in_two_segments() -> None:

@@ -55,6 +55,8 @@ def test_split_equals_whole(size: int, cases: list[Case], tmp_path: Path) -> Non
                 assert torch.equal(rank.value[case.name][name], first[name]), "ranks must hold the same bits"
             if case.dtype == torch.float32:
                 torch.testing.assert_close(first[name], expected, rtol=1e-4, atol=1e-4)
+            else:  # routing may flip for single tokens
+                assert float((first[name] - expected).abs().median() / expected.std()) < 0.05, name
         if case.dtype == torch.float32:
             assert first["answer"] == [step.token_id for step in answer]
 

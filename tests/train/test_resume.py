@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_run import STEPS, make_config, make_model, make_trainer
+from tiny_run import STEPS, make_config, make_data, make_model, make_trainer
 from torch import Tensor
 
 from fathom.checkpoint.store import Store, read_whole
 from fathom.checkpoint.store_format import read_index
 from fathom.runtime import UserError
 from fathom.train import config as config_module
+from fathom.train.loop import Trainer
 
 
 def lives(out: Path, *events: str) -> list[str]:
@@ -187,6 +188,29 @@ def test_a_folder_that_holds_something_else(tmp_path: Path, content: str) -> Non
     with pytest.raises(UserError, match=r"config\.json"):
         make_trainer(make_config(tmp_path)).train()
     assert (tmp_path / "config.json").read_text() == content
+
+
+def test_the_best_checkpoint_stays(tmp_path: Path) -> None:
+    changes = {"run.steps": 4, "run.checkpoint_every": 1, "run.eval_every": 1, "run.keep_checkpoints": 1}
+    config, figures = make_config(tmp_path, changes), iter([3.0, 1.0, 2.0, 2.5])
+    Trainer(config, make_model(config), make_data(config), lambda nats: {"mean": next(figures)}).train()
+    store = Store(tmp_path / "checkpoints", None, keep=1, best="heldout")
+    assert (store.steps(), store.best()) == ([2, 4], 2)
+
+
+@pytest.mark.parametrize("change", [{"optim.ema_decay": 0.9}, {"optim.moments": "bf16"}], ids=str)
+def test_all_state_survives_a_resume(tmp_path: Path, change: dict[str, Any]) -> None:
+    changes = change | {"run.steps": 6, "run.checkpoint_every": 3}
+    make_trainer(make_config(tmp_path / "whole", changes)).train()
+    torch.set_flush_denormal(True)  # as train() does
+    first = make_trainer(make_config(tmp_path / "run", changes))
+    for _ in range(3):
+        first.step()
+    first.store.wait()
+    make_trainer(make_config(tmp_path / "run", changes)).train()
+    torch.set_flush_denormal(False)
+    one, other = (dict(read_whole(tmp_path / name / "checkpoints" / "step-00000006")) for name in ("whole", "run"))
+    assert one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
 
 
 def test_tied_embeddings_survive(tmp_path: Path) -> None:

@@ -6,11 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from tiny_run import MODEL
 
+from fathom.config import ModelConfig
+from fathom.model.transformer import DeepseekV3
 from fathom.runtime import UserError
 from fathom.text.chat import BUILTIN, ChatTemplate
+from fathom.text.dataset import DialogueDataset
 from fathom.text.tokenizer import Tokenizer
-from fathom.train.sft import encode_dialogue, load_samples
+from fathom.train.evaluate import nats_of
+from fathom.train.sft import encode_dialogue, heldout_loss, load_samples
 
 TALK = [
     {"role": "system", "content": "Be kind."},
@@ -44,6 +50,27 @@ def test_only_the_assistant_is_trained(tokenizer: Tokenizer, name: str) -> None:
     first = sample.trained.index(True)
     assert sample.ids[:first] == template.encode(tokenizer, TALK[:2])
     assert sample.ids == template.encode(tokenizer, TALK, add_generation_prompt=False)
+
+
+@torch.no_grad()
+def test_heldout_loss_is_plain_counting(tokenizer: Tokenizer) -> None:
+    """Nats of the assistant's tokens over their number: batches of different sizes weigh by tokens."""
+    template = ChatTemplate.builtin("v3")
+    long = [*TALK[:2], {"role": "assistant", "content": "It swims in the deep sea all day long and sings."}]
+    samples = [encode_dialogue(talk, template, tokenizer) for talk in (TALK, long, TALK[:3])]
+    length = max(len(s.ids) for s in samples)
+    data = DialogueDataset(samples, rows=1, length=length, seed=0, pad=0)
+    assert len(data.packed) >= 2
+    config = ModelConfig(**MODEL).replace(vocab_size=tokenizer.vocab_size)
+    model = DeepseekV3(config, dtype=torch.float32).init_weights(torch.Generator().manual_seed(0)).eval()
+    total, count = 0.0, 0
+    for sample in samples:
+        logp = model(torch.tensor([sample.ids]))[0].double().log_softmax(-1)
+        for i in range(1, len(sample.ids)):
+            if sample.trained[i]:
+                total -= float(logp[i - 1, sample.ids[i]])
+                count += 1
+    assert heldout_loss(nats_of(model), data, 99)["mean"] == pytest.approx(total / count, rel=1e-5)
 
 
 def test_turns_after_the_last_answer_are_dropped(tokenizer: Tokenizer) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from parallel.distributed import run
-from parallel_bodies import command
+from parallel_bodies import command, command_lost
 from tiny_run import MODEL
 
 from fathom import cli
@@ -21,6 +21,7 @@ from fathom.checkpoint.store import read_whole
 from fathom.commands.train import main as cli_train
 from fathom.runtime import UserError
 from fathom.text.batch import IGNORE, digest
+from fathom.text.chat import ChatTemplate
 from fathom.text.tokenizer import Tokenizer
 from fathom.train.balance import gates
 from fathom.train.config import TrainConfig
@@ -158,6 +159,23 @@ def test_any_checkpoint_can_be_exported(done: Workshop, tmp_path: Path) -> None:
         )
 
 
+def test_fields_of_others_in_a_checkpoints_config_are_no_other_model(done: Workshop, tmp_path: Path) -> None:
+    start = shutil.copytree(done.folder / "pretrain" / "export", tmp_path / "start")
+    config = json.loads((start / "config.json").read_text()) | {"attention_dropout": 0.0, "ep_size": 1}
+    (start / "config.json").write_text(json.dumps(config))
+    flags = ["--run.init-from", str(start), "--run.out", str(tmp_path / "run"), "--run.steps", "1"]
+    assert done.train("sft", *flags) == 0
+
+
+def test_an_sft_export_brings_the_template_it_was_trained_on(done: Workshop, tmp_path: Path) -> None:
+    assert not (done.folder / "pretrain" / "export" / "chat_template.jinja").exists()
+    flags = ["--data.template", "v3.1", "--run.out", str(tmp_path / "run"), "--run.steps", "1"]
+    assert done.train("sft", *flags) == 0
+    for folder, format in ((done.folder / "sft", "v3"), (tmp_path / "run", "v3.1")):
+        own = ChatTemplate.from_pretrained(folder / "export")
+        assert not own.note and own.source == ChatTemplate.builtin(format).source
+
+
 def test_tied_embeddings_are_exported(done: Workshop, tmp_path: Path) -> None:
     recipe = (done.folder / "pretrain.toml").read_text().replace("[model]", "[model]\ntie_word_embeddings = true", 1)
     (tmp_path / "tied.toml").write_text(recipe)
@@ -167,6 +185,27 @@ def test_tied_embeddings_are_exported(done: Workshop, tmp_path: Path) -> None:
     newest = dict(read_whole(tmp_path / "run" / "checkpoints" / "step-00000002"))
     assert model.lm_head.weight is model.embed_tokens.weight
     assert torch.equal(model.embed_tokens.weight, newest["model.embed_tokens.weight"])
+
+
+def test_the_average_is_exported(done: Workshop, tmp_path: Path) -> None:
+    run_dir = str(tmp_path / "run")
+    assert done.train("pretrain", "--run.out", run_dir, "--optim.ema_decay", "0.5", "--run.steps", "2") == 0
+    stored = dict(read_whole(tmp_path / "run" / "checkpoints" / "step-00000002"))
+    assert not torch.equal(stored["ema.lm_head.weight"], stored["model.lm_head.weight"])
+    for kind, flags in (("model", []), ("ema", ["--ema"])):
+        argv = ["train", "export", run_dir, "--to", str(tmp_path / kind), "--dtype", "fp32", *flags]
+        assert cli.main(argv) == 0
+        head = load_model(tmp_path / kind, dtype="float32").lm_head.weight
+        assert torch.equal(head, stored[f"{kind}.lm_head.weight"])
+
+
+@pytest.mark.parametrize(("how", "code"), [("killed", -9), ("asleep", 1)])
+def test_a_lost_rank_is_named(done: Workshop, tmp_path: Path, how: str, code: int) -> None:
+    argv = ["train", "pretrain", str(done.folder / "pretrain.toml"), "--run.out", str(tmp_path / "run")]
+    argv += ["--parallel.timeout_s", "15"]
+    ended = run(2, command_lost, 3, how, *argv, folder=tmp_path, limit=150.0)
+    assert (ended[0].code, ended[1].code) == (1, code), ended
+    assert ended[0].err.count("fathom: error") == 1 and "rank 1 (process " in ended[0].err
 
 
 def test_an_export_brings_its_tokenizer(done: Workshop, tmp_path: Path) -> None:
@@ -392,7 +431,8 @@ MISTAKES: dict[str, tuple[Any, list[str], list[str]]] = {  # what was done befor
     "corpus is a folder": (None, ["pretrain", "--data.train", "."], ["meta.json"]),
     "rate above one": (None, ["pretrain", "--data.fim-rate", "2"], ["data.fim_rate is 2"]),
     "batch does not divide": (None, ["pretrain", "--data.micro-rows", "3"], ["data.batch_rows 4", "data.micro_rows 3"]),
-    "fsdp2 with a pipeline": (None, ["pretrain", "--parallel.pipeline", "2"], ["parallel.pipeline"]),
+    "pipeline on one process": (None, ["pretrain", "--parallel.pipeline", "2"], ["parallel.pipeline"]),
+    "fsdp2 alone": (None, ["pretrain", "--parallel.sharding", "fsdp2"], ["fsdp2", "parallel.data is 1"]),
     "empty corpus": (break_file("train.jsonl", ""), ["pretrain"], ["no source"]),
     "broken corpus": (break_file("train.jsonl", '{"source": "a"\n'), ["pretrain"], ["line 1", "not JSON"]),
     "corpus of dialogues": (break_file("train.jsonl", '{"messages": []}\n'), ["pretrain"], ["line 1", "text"]),

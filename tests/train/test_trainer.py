@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +161,15 @@ def test_the_ramp_is_the_recipes_and_not_the_layouts(tmp_path: Path) -> None:
     assert {ramp_of(fine, 2).rows(s) for s in range(150)} == {4, 6, 8, 10, 12, 14, 16}
     with pytest.raises(UserError, match=r"grows by 2 rows .*ramp_rows_step"):
         ramp_of(fine, 4)
+
+
+def test_a_signal_after_the_last_step_is_not_lost(tmp_path: Path) -> None:
+    """Whatever comes after this run (a phase, an export) must not begin."""
+    trainer = trainer_in(tmp_path, None, **{"run.steps": 3})
+    trainer.tick = lambda: os.kill(os.getpid(), signal.SIGTERM) if trainer.step_done == 3 else None
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert trainer.step_done == 3 and trainer.store.latest() == 3
 
 
 def test_a_limit_of_zero_clips_nothing(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-# Everything on a machine that has only Python 3.11+ and make: each target sets up what it needs in .venv.
+# Everything on a machine that has only Python 3.11+ and make: each target sets up what it needs in .venv. (`minnow` fetches
+# its corpus with npm and apt-get too.)
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 VENV   := .venv
@@ -51,7 +52,7 @@ $(VENV)/.installed: pyproject.toml
 	rm -rf $(VENV)
 	$(PYTHON) -c 'import sys; sys.exit("fathom needs Python 3.11 or newer, this is " + sys.version) if sys.version_info < (3, 11) else 0'
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet "$(TORCH)"
+	$(PIP) install --quiet $(TORCH)
 	$(PIP) install --quiet -e .
 	@touch $@
 

@@ -125,8 +125,9 @@ def kill_often(
                 break
             time.sleep(0.05)
         time.sleep(draw.uniform(0.0, 5.0))
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+        if process.poll() is not None:
+            raise SystemExit(f"{out} ended by itself before kill {number + 1} of {kills}; raise --steps")
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         subprocess.run(["pkill", "-KILL", "-f", str(folder / out)], check=False)
         store = Store(folder / out / "checkpoints", None, keep=2)

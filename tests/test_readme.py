@@ -28,9 +28,8 @@ def test_the_readme_is_short_and_names_both_commands() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_shell_commands_of_the_readme(command: str, tmp_path: Path) -> None:
-    (tmp_path / "prompts.txt").write_text("Hello!\nWhat is 2 plus 3?\n")
     fathom = f"{shlex.quote(sys.executable)} -m fathom"
-    script = re.sub(r"(^|\| )fathom ", lambda m: f"{m[1]}{fathom} ", command)
+    script = re.sub(r"(^|\| |&& )fathom ", lambda m: f"{m[1]}{fathom} ", command)
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", script], cwd=tmp_path, capture_output=True, text=True, input="", timeout=240
     )

@@ -87,7 +87,10 @@ class PackedDataset:
     ) -> None:  # fmt: skip
         unknown = set(weights or {}) - set(streams)
         if unknown:
-            raise UserError(f"data.weights name {sorted(unknown)}, the corpus has {sorted(streams)}")
+            raise UserError(
+                f"data.weights name {sorted(unknown)}, the corpus has {sorted(streams)}; if a source was skipped when "
+                "the corpus was built, build it again or take the weight out"
+            )
         self.ramp = Ramp(rows) if isinstance(rows, int) else rows
         self.length, self.seed, self.noise = length, seed, noise
         # One window must remain wherever the windows of an epoch begin (splitting moves them by up to `length`).

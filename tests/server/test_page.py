@@ -105,6 +105,48 @@ def test_edit_branches_and_keeps_the_old_branch(page: Page, api: FakeApi, expect
     expect(question(page)).to_contain_text("plain two")
 
 
+def test_an_edit_that_cannot_be_sent_keeps_its_text(page: Page, expect: Any) -> None:
+    send(page, "plain one")
+    send(page, "slow", wait=False)
+    page.wait_for_function("() => document.querySelectorAll('.message').length === 4")
+    click(question(page, 0), "Edit and branch")
+    page.fill(".edit-area", "plain changed")
+    page.press(".edit-area", "Enter")
+    expect(page.locator(".edit-area")).to_have_value("plain changed")
+    page.press("#prompt", "Escape")
+    settled(page)
+
+
+def test_a_long_conversation_shows_every_answer_once(page: Page, expect: Any) -> None:
+    for number in range(6):
+        send(page, f"echo answer **number {number}**")
+    page.reload()
+    page.wait_for_selector("html[data-ready]")
+    first = page.locator(".message.assistant .prose").first
+    expect(first.locator("strong")).to_have_text("number 0")  # rendered in idle time
+    expect(first).to_have_text("answer number 0")
+
+
+def test_unsent_words_of_a_new_conversation_are_kept(page: Page, expect: Any) -> None:
+    page.fill("#prompt", "not sent yet")
+    page.reload()
+    page.wait_for_selector("html[data-ready]")
+    expect(page.locator("#prompt")).to_have_value("not sent yet")
+    page.keyboard.press("Control+Shift+O")
+    expect(page.locator("#prompt")).to_have_value("not sent yet")
+    send(page, "plain one")
+    page.keyboard.press("Control+Shift+O")
+    expect(page.locator("#prompt")).to_have_value("")
+
+
+def test_the_skip_link_stays_in_the_conversation(page: Page, expect: Any) -> None:
+    send(page, "plain one")
+    page.locator(".skip-link").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#prompt")).to_be_focused()
+    expect(page.locator(".message")).to_have_count(2)
+
+
 def test_delete_takes_what_follows_and_undo_brings_it_back(page: Page, expect: Any) -> None:
     send(page, "plain one")
     send(page, "plain two")
@@ -260,6 +302,8 @@ def test_a_phone_has_no_sideways_scroll_and_can_send(browser: Browser, api: Fake
         visit(own, api.url) as page,
     ):
         page.fill("#prompt", wide)
+        page.press("#prompt", "Enter")  # breaks the line: a touch screen has no Shift+Enter
+        expect(page.locator(".message")).to_have_count(0)
         click(page, "Send")
         settled(page)
         expect(answer(page).locator("table")).to_be_visible()

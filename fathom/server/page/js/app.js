@@ -49,7 +49,15 @@ const actions = {
   isRunning: (node) => chat.run?.node === node,
   siblings: (node) => chat.siblings(node),
   select: (node) => chat.select(node),
-  edit: (node, text) => (chat.run ? toast("Stop the running answer first.") : chat.edit(node, text)),
+  /** Whether it was sent; a refused text stays in its field. */
+  edit(node, text) {
+    if (chat.run) {
+      toast("Stop the running answer first.");
+      return false;
+    }
+    chat.edit(node, text);
+    return true;
+  },
   regenerate(node) {
     if (chat.run) toast("Stop the running answer first.");
     else if (settings.problem()) settings.showProblem();
@@ -141,6 +149,7 @@ chat.on("done", (node, conversation) => {
   if (conversation !== chat.conversation)
     toast(`“${conversation.title}” has its answer.`, { action: { label: "Open", run: () => open(conversation.id) } });
   if (inside.node === node) inside.show(node);
+  if (["network", "request"].includes(node.error?.kind)) loadModel(); // the server may be another one by now
 });
 library.onChange((changedElsewhere) => {
   $("#title").textContent = chat.conversation?.title ?? "";
@@ -174,6 +183,10 @@ async function loadModel() {
 
 $("#model").addEventListener("click", () => loadModel());
 addEventListener("hashchange", () => location.hash.length > 1 && open(location.hash.slice(1)));
+$(".skip-link").addEventListener("click", (event) => {
+  event.preventDefault(); // its #prompt would be taken for a conversation
+  composer.focus();
+});
 addEventListener("online", () => loadModel());
 addEventListener("focus", () => chat.model ?? ($("#key-dialog").open || loadModel()));
 

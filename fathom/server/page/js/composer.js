@@ -1,10 +1,14 @@
 // Where the question is written. Enter sends, Shift+Enter breaks the line, arrow up in an empty field edits the last
-// question. The unsent text of each conversation is kept while the tab lives.
+// question. On a touch screen, which has no Shift+Enter, Enter breaks the line and the button sends. The unsent text of
+// each conversation is kept while the tab lives.
 
 import { $, growWithText } from "./dom.js";
 import { drafts } from "./prefs.js";
 import { formatCount, percent, ring } from "./stats.js";
 import { path } from "./tree.js";
+
+/** Conversations without a message share one draft: each of them has a new id, and none an address. */
+const draftKey = (conversation) => (Object.keys(conversation.nodes).length ? conversation.id : "new");
 
 export class Composer {
   constructor({ chat, settings, onEditLast }) {
@@ -47,7 +51,8 @@ export class Composer {
 
   #key(event) {
     if (event.isComposing) return;
-    if (event.key === "Enter" && !event.shiftKey && !event.ctrlKey && !event.metaKey && !event.altKey) {
+    const plain = !event.shiftKey && !event.ctrlKey && !event.metaKey && !event.altKey;
+    if (event.key === "Enter" && plain && !matchMedia("(pointer: coarse)").matches) {
       event.preventDefault();
       this.send();
     } else if (event.key === "ArrowUp" && this.area.value === "") {
@@ -57,7 +62,7 @@ export class Composer {
   }
 
   #changed() {
-    drafts.set(this.chat.conversation.id, this.area.value);
+    drafts.set(draftKey(this.chat.conversation), this.area.value);
     this.button.disabled = !this.chat.run && !this.area.value.trim();
   }
 
@@ -65,7 +70,7 @@ export class Composer {
     const { conversation, run, model } = this.chat;
     if (conversation.id !== this.conversationId) {
       this.conversationId = conversation.id;
-      this.area.value = drafts.get(conversation.id);
+      this.area.value = drafts.get(draftKey(conversation));
     }
     this.button.classList.toggle("stopping", run !== null);
     this.button.setAttribute("aria-label", run ? "Stop" : "Send");

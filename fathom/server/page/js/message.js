@@ -217,8 +217,7 @@ export class MessageView {
     const submit = (event) => {
       event?.preventDefault();
       if (!area.value.trim()) return;
-      close();
-      this.actions.edit(this.node, area.value);
+      if (this.actions.edit(this.node, area.value)) close();
     };
     const form = h(
       "form",

@@ -134,7 +134,7 @@ export class Settings {
       { class: "field tall" },
       h("label", { for: "field-stop" }, "Stop strings"),
       area,
-      h("p", { class: "field-help", id: "field-stop-help" }, "One per line, 4 at most; the answer ends before them."),
+      h("p", { class: "field-help", id: "field-stop-help" }, "One per line, 16 at most; the answer ends before them."),
     );
   }
 

@@ -61,6 +61,7 @@ export class Thread {
       const view = waiting.pop();
       if (!view?.el.isConnected) return;
       view.later = false;
+      view.words.replaceChildren(); // the plain text that stood in for it
       view.grow();
       idle(next);
     };

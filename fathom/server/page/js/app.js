@@ -153,7 +153,9 @@ chat.on("done", (node, conversation) => {
 });
 library.onChange((changedElsewhere) => {
   $("#title").textContent = chat.conversation?.title ?? "";
-  if (changedElsewhere && changedElsewhere === chat.conversation?.id) open(changedElsewhere); // another tab wrote to it
+  if (!changedElsewhere || changedElsewhere !== chat.conversation?.id) return;
+  if (library.live.has(changedElsewhere)) chat.changed();
+  else openNew(); // another tab deleted it
 });
 
 // ---- the model ----

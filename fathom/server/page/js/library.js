@@ -130,12 +130,30 @@ export class Library {
       .map((entry) => ({ entry, snippet: found.get(entry.id) }));
   }
 
+  /** Another tab wrote or deleted a conversation. What both have said is kept: messages have ids of their own. */
   async #changedElsewhere({ id }) {
-    if (this.isBusy(id)) return; // the answer being written here wins
-    this.live.delete(id);
+    const live = this.live.get(id);
+    const stored = live && (await this.storage.get(id));
+    if (stored) merge(live, stored, this.isBusy(id));
+    else this.live.delete(id);
     this.entries = (await this.storage.index()).sort((a, b) => b.updated - a.updated);
     this.#emit(id);
   }
+}
+
+/** Takes over into `live` what another tab has stored. `busy`: an answer is being written here, which it cannot know. */
+function merge(live, stored, busy) {
+  for (const [id, node] of Object.entries(stored.nodes)) {
+    const mine = live.nodes[id];
+    const newer = mine && (mine.content.length < node.content.length || (node.finish && !mine.finish));
+    if (!mine || newer) live.nodes[id] = node;
+  }
+  const { title, named, system, updated, selected } = stored;
+  Object.assign(live, { title, named, system, updated: Math.max(updated, live.updated) });
+  if (busy) return;
+  for (const id of Object.keys(live.nodes)) if (!stored.nodes[id]) delete live.nodes[id];
+  const shown = Object.entries(live.selected).filter(([, child]) => live.nodes[child]); // the branches looked at here
+  live.selected = { ...selected, ...Object.fromEntries(shown) };
 }
 
 function snippet(text, at) {

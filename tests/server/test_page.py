@@ -169,6 +169,11 @@ def test_two_tabs_keep_what_both_say(browser: Browser, api: FakeApi, expect: Any
             page.reload()
             page.wait_for_selector("html[data-ready]")
             expect(question(page, 0).locator(".branch-count")).to_contain_text("/2")
+        click(question(two), "Delete from here on")
+        expect(one.locator(".message")).to_have_count(two.locator(".message").count())
+        one.reload()
+        one.wait_for_selector("html[data-ready]")
+        expect(one.locator(".message")).to_have_count(two.locator(".message").count())
         two.close()
 
 

@@ -73,7 +73,10 @@ export class Chat {
   regenerate(node) {
     if (this.run) return;
     const { parent } = node;
-    if (node.error && !node.content && !node.reasoning) removeSubtree(this.conversation, node.id);
+    if (node.error && !node.content && !node.reasoning) {
+      const taken = removeSubtree(this.conversation, node.id);
+      this.library.save(this.conversation, { touch: false, removed: taken.map(({ id }) => id) });
+    }
     this.#answer(this.conversation, parent);
   }
 
@@ -88,16 +91,14 @@ export class Chat {
     const { conversation } = this;
     if (this.run && ancestry(conversation, this.run.node.id).some((above) => above.id === node.id)) this.stop();
     const taken = removeSubtree(conversation, node.id);
-    this.library.save(conversation, { touch: false });
+    const ids = taken.map(({ id }) => id);
+    this.library.save(conversation, { touch: false, removed: ids });
     this.#emit("structure");
-    const forget = setTimeout(
-      () => this.library.storage.removeInside(taken.map(({ id }) => id)).catch(() => {}),
-      UNDO_TIME,
-    );
+    const forget = setTimeout(() => this.library.storage.removeInside(ids).catch(() => {}), UNDO_TIME);
     return () => {
       clearTimeout(forget);
       restoreNodes(conversation, taken);
-      this.library.save(conversation, { touch: false });
+      this.library.save(conversation, { touch: false, restored: ids });
       this.#emit("structure");
     };
   }

@@ -12,6 +12,7 @@ export class Library {
     this.listeners = new Set();
     this.full = false;
     this.isBusy = () => false; // chat.js knows
+    this.removed = new Set(); // ids of messages taken out, here or in another tab: a copy that still has them is old
     this.saving = new Map(); // id -> promise: writes of one conversation stay in order
     this.channel = typeof BroadcastChannel === "function" ? new BroadcastChannel("fathom") : null;
     if (this.channel) this.channel.onmessage = ({ data }) => this.#changedElsewhere(data);
@@ -45,8 +46,10 @@ export class Library {
     return this.live.get(id);
   }
 
-  /** Saves and moves to the top. `touch: false` keeps its place (renaming, switching branches, periodic saves). */
-  async save(conversation, { touch = true } = {}) {
+  /** Saves and moves to the top. `touch: false` keeps its place (renaming, switching branches, periodic saves).
+   *  `removed`, `restored`: ids of messages that were taken out or put back; other tabs do the same. */
+  async save(conversation, { touch = true, removed = [], restored = [] } = {}) {
+    this.#note(removed, restored);
     if (this.live.get(conversation.id) !== conversation) return; // it was deleted while an answer was still arriving
     if (touch) conversation.updated = Date.now();
     const { id, title, updated, nodes } = conversation;
@@ -58,16 +61,16 @@ export class Library {
     this.entries.sort((a, b) => b.updated - a.updated);
     if (old?.title !== title || old.updated !== updated) this.#emit(); // the list shows nothing else
     const before = this.saving.get(id) ?? Promise.resolve();
-    const write = before.then(() => this.#write(conversation));
+    const write = before.then(() => this.#write(conversation, { id, removed, restored }));
     this.saving.set(id, write);
     await write;
   }
 
-  async #write(conversation) {
+  async #write(conversation, change) {
     try {
       await this.storage.put(conversation);
       this.full = false;
-      this.channel?.postMessage({ id: conversation.id });
+      this.channel?.postMessage(change);
     } catch (error) {
       if (this.full) return; // said once
       this.full = true;
@@ -130,30 +133,37 @@ export class Library {
       .map((entry) => ({ entry, snippet: found.get(entry.id) }));
   }
 
+  #note(removed, restored) {
+    for (const id of removed) this.removed.add(id);
+    for (const id of restored) this.removed.delete(id);
+  }
+
   /** Another tab wrote or deleted a conversation. What both have said is kept: messages have ids of their own. */
-  async #changedElsewhere({ id }) {
+  async #changedElsewhere({ id, removed = [], restored = [] }) {
+    this.#note(removed, restored);
     const live = this.live.get(id);
     const stored = live && (await this.storage.get(id));
-    if (stored) merge(live, stored, this.isBusy(id));
-    else this.live.delete(id);
+    if (!stored) this.live.delete(id);
+    else if (merge(live, stored, this.removed) && !this.isBusy(id)) this.save(live, { touch: false }); // it wrote over them
     this.entries = (await this.storage.index()).sort((a, b) => b.updated - a.updated);
     this.#emit(id);
   }
 }
 
-/** Takes over into `live` what another tab has stored. `busy`: an answer is being written here, which it cannot know. */
-function merge(live, stored, busy) {
+/** Takes over into `live` what another tab has stored or removed. Returns whether `live` has messages that it lacks. */
+function merge(live, stored, removed) {
+  for (const id of Object.keys(live.nodes)) if (removed.has(id)) delete live.nodes[id];
   for (const [id, node] of Object.entries(stored.nodes)) {
+    if (removed.has(id)) continue;
     const mine = live.nodes[id];
     const newer = mine && (mine.content.length < node.content.length || (node.finish && !mine.finish));
     if (!mine || newer) live.nodes[id] = node;
   }
   const { title, named, system, updated, selected } = stored;
-  Object.assign(live, { title, named, system, updated: Math.max(updated, live.updated) });
-  if (busy) return;
-  for (const id of Object.keys(live.nodes)) if (!stored.nodes[id]) delete live.nodes[id];
   const shown = Object.entries(live.selected).filter(([, child]) => live.nodes[child]); // the branches looked at here
+  Object.assign(live, { title, named, system, updated: Math.max(updated, live.updated) });
   live.selected = { ...selected, ...Object.fromEntries(shown) };
+  return Object.keys(live.nodes).some((id) => !stored.nodes[id]);
 }
 
 function snippet(text, at) {

@@ -28,7 +28,6 @@ from fathom.config import ModelConfig
 from fathom.model.context import extended, set_config
 from fathom.model.transformer import DeepseekV3
 from fathom.parallel.mesh import Mesh
-from fathom.parallel.schedules import schedule
 from fathom.runtime import UserError, read_json, write_json
 from fathom.text.dataset import Batch, open_streams
 from fathom.text.long_rows import LongRows
@@ -41,6 +40,7 @@ from fathom.train.evaluate import Nats, nats_of
 from fathom.train.lengths import by_length, draw_lengths, halvings
 from fathom.train.limits import refuse
 from fathom.train.loop import Trainer, ramp_of
+from fathom.train.parts import check_rows
 from fathom.train.pretrain import export, open_tokenizer, start_model, token_stream
 
 AS_TRAINED, YARN_ALONE = "as trained", "YaRN, not trained"
@@ -59,7 +59,8 @@ def extend(config: TrainConfig, mesh: Mesh | None = None, tick: Callable[[], Non
             f"trained context {trained.max_position_embeddings} is {target.max_position_embeddings}; raise the factor"
         )
     for number in range(1, len(plan.phases) + 1):  # no phase that these ranks cannot share, before any is trained
-        check_layout(phase_config(config, number, Path(config.run.init_from)), mesh)
+        phase, ranks = phase_config(config, number, Path(config.run.init_from)), mesh.data.size if mesh else 1
+        check_rows(phase, ramp_of(phase, ranks).rows(0), ranks)
     lengths = halvings(trained.max_position_embeddings, plan.phases[-1][0])
     start = Path(config.run.init_from)
     for number in range(1, len(plan.phases) + 1):
@@ -97,14 +98,6 @@ def check(config: TrainConfig) -> None:
     refuse(config, ["data.template", "data.text"], "an extension; they belong to SFT")
     if config.model:
         raise UserError("[model] has no effect in an extension; the model is that of run.init_from")
-
-
-def check_layout(phase: TrainConfig, mesh: Mesh | None) -> None:
-    """Whether a phase's rows divide over the data ranks and its micro-batches fill the pipeline."""
-    ranks = mesh.data.size if mesh else 1
-    rows = ramp_of(phase, ranks).rows(0)
-    if mesh is not None and mesh.pipeline.size > 1:
-        schedule(phase.parallel.schedule, mesh.pipeline.size, rows // ranks // phase.data.micro_rows)
 
 
 def phase_config(config: TrainConfig, number: int, start: Path) -> TrainConfig:

@@ -52,6 +52,14 @@ def layout_of(config: TrainConfig, world: int) -> Layout:
     return Layout(p.pipeline, data, p.expert)
 
 
+def check_rows(config: TrainConfig, rows: int, data_ranks: int) -> None:
+    """UserError unless a step of `rows` rows divides over the data ranks and its micro-batches fill the pipeline."""
+    if rows % data_ranks:
+        raise UserError(f"{rows} rows of a step do not divide over {data_ranks} data ranks; start another number")
+    if (ranks := config.parallel.pipeline) > 1:
+        schedule(config.parallel.schedule, ranks, -(-rows // data_ranks // config.data.micro_rows))
+
+
 class Record(UserList[Routing]):
     """What gates decided. Among a module's arguments fully_shard copies lists; this is none, and is passed on."""
 

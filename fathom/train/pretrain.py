@@ -19,7 +19,6 @@ from fathom.config import ModelConfig
 from fathom.model.moe import Gate
 from fathom.model.transformer import DeepseekV3
 from fathom.parallel.mesh import Mesh
-from fathom.parallel.schedules import schedule
 from fathom.runtime import UserError, read_json, write_text
 from fathom.text.chat import ChatTemplate
 from fathom.text.dataset import Batch, PackedDataset, open_streams, tokenize
@@ -32,6 +31,7 @@ from fathom.train.config import TrainConfig, differences
 from fathom.train.evaluate import Nats, bits_per_byte
 from fathom.train.limits import EXTENSION, refuse
 from fathom.train.loop import Data, Trainer, ramp_of
+from fathom.train.parts import check_rows
 
 EXPORT_POLL = 0.5  # seconds between two looks at rank 0's export
 # What may differ between a recipe's [model] and the checkpoint it starts from: how it is stored, how it was made, RoPE.
@@ -117,13 +117,7 @@ def batches(config: TrainConfig, folder: Path, tokenizer: Tokenizer, data_ranks:
         raise UserError(
             f"data.long_length {d.long_length} does not divide the {d.batch_rows * d.sequence_length} tokens of a step"
         )
-    if rows % data_ranks:
-        raise UserError(
-            f"data.long_length {d.long_length} leaves {rows} rows a step, which do not divide over {data_ranks} data "
-            "ranks"
-        )
-    if (ranks := config.parallel.pipeline) > 1:  # refuses what the last part of the run could not do
-        schedule(config.parallel.schedule, ranks, -(-rows // data_ranks // d.micro_rows))
+    check_rows(config, rows, data_ranks)  # now, and not when their turn comes
     long = packed(rows, d.long_length, seed + 1)
     return Prefetched(Staged(short, long, round(config.run.steps * (1 - d.long_fraction))), d.workers)
 

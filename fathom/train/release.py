@@ -1,6 +1,6 @@
 """`fathom train release RUN`: a trained SFT run becomes a checkpoint to ship, with a card that says what it is.
 
-    SFT export (FP32) -> FP8 blocks in Hugging Face layout, tokenizer, chat template, generation settings
+    SFT export (FP32) -> FP8 blocks in Hugging Face layout, its tokenizer and chat template, generation settings
     reloaded as shipped -> figures.py -> README.md, curves.png, lengths.png
 
 The runs behind it are found by going back from run.init_from to run.init_from: SFT, phases of an extension,
@@ -24,7 +24,6 @@ from fathom.checkpoint.writer import save_model
 from fathom.config import ModelConfig
 from fathom.model.cost import parameters
 from fathom.runtime import UserError, atomic_write, read_json, write_json, write_text
-from fathom.text.chat import BUILTIN
 from fathom.train.config import TrainConfig
 from fathom.train.figures import draw_curves, heldout_bits, measure
 from fathom.train.report import Record, read_run
@@ -106,8 +105,6 @@ def release(run: Path, folder: Path, beside: str = "") -> Path:
     older = measure(resolve(beside), documents, chats, context) if beside else None  # first: `folder` may be its own
     master = load_model(export, dtype="float32")
     save_model(master, folder, dtype="fp8", mtp_copies=False, side_files_from=export, overwrite=True)
-    template = Path(__file__).parents[1] / "text" / "templates" / BUILTIN[config.data.template]
-    shutil.copyfile(template, folder / "chat_template.jinja")
     m = master.config
     settings = read_json(folder / "tokenizer_config.json") | {"model_max_length": m.max_position_embeddings}
     write_json(folder / "tokenizer_config.json", settings)

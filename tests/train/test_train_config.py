@@ -119,6 +119,7 @@ def test_there_are_recipes() -> None:
         ("[optim]\ntail = 'flat'", ["optim.tail", "list"]),
         ("[optim]\ntail = [0.5, 1e-5]", ["optim.tail has 0.5", "fraction of the run"]),
         ("[data]\nramp_rows_step = 4", ["data.ramp_rows_step", "data.ramp_tokens"]),
+        ("[data]\nramp_rows_step = -1", ["data.ramp_rows_step is -1"]),
         ("[data]\nlong_fraction = 0.2", ["data.long_fraction", "data.long_length"]),
         ("[balance]\nmethod = 'loss'", ["balance.method", "aux"]),
         ("[balance]\naux_alpha = -1", ["balance.aux_alpha"]),

@@ -161,6 +161,8 @@ def test_the_ramp_is_the_recipes_and_not_the_layouts(tmp_path: Path) -> None:
     assert {ramp_of(fine, 2).rows(s) for s in range(150)} == {4, 6, 8, 10, 12, 14, 16}
     with pytest.raises(UserError, match=r"grows by 2 rows .*ramp_rows_step"):
         ramp_of(fine, 4)
+    with pytest.raises(UserError, match="4 rows is no multiple of 3, by which it grows"):
+        ramp_of(make_config(tmp_path, changes | {"data.ramp_rows_step": 3}), 1)
 
 
 def test_a_signal_after_the_last_step_is_not_lost(tmp_path: Path) -> None:

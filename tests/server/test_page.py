@@ -147,36 +147,6 @@ def test_the_skip_link_stays_in_the_conversation(page: Page, expect: Any) -> Non
     expect(page.locator(".message")).to_have_count(2)
 
 
-def test_two_tabs_keep_what_both_say(browser: Browser, api: FakeApi, expect: Any) -> None:
-    """One answers while the other edits and sends: neither loses a message, nor an open field its text."""
-    with new_profile(browser) as own, visit(own, api.url) as one:
-        send(one, "plain one")
-        two = own.new_page()
-        two.goto(one.url)
-        two.wait_for_selector("html[data-ready]")
-        send(one, "slow", wait=False)
-        expect(answer(one)).to_contain_text("word3 ")
-        click(question(two, 0), "Edit and branch")
-        two.fill(".edit-area", "plain changed")
-        expect(answer(two)).to_contain_text("word40 ")  # it sees the other's words come
-        expect(two.locator(".edit-area")).to_have_value("plain changed")
-        two.press(".edit-area", "Enter")
-        expect(answer(two).locator(".prose")).to_contain_text("Answer 3.")
-        one.keyboard.press("Escape")
-        settled(one)
-        one.wait_for_timeout(300)  # for the last save
-        for page in (one, two):
-            page.reload()
-            page.wait_for_selector("html[data-ready]")
-            expect(question(page, 0).locator(".branch-count")).to_contain_text("/2")
-        click(question(two), "Delete from here on")
-        expect(one.locator(".message")).to_have_count(two.locator(".message").count())
-        one.reload()
-        one.wait_for_selector("html[data-ready]")
-        expect(one.locator(".message")).to_have_count(two.locator(".message").count())
-        two.close()
-
-
 def test_delete_takes_what_follows_and_undo_brings_it_back(page: Page, expect: Any) -> None:
     send(page, "plain one")
     send(page, "plain two")

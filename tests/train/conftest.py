@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_run import make_config, make_trainer
+from tiny_workshop import Workshop
 
 from fathom.text.bpe import train_bpe
 
@@ -36,3 +37,17 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder,
     )
     return folder
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Workshop:
+    """Both runs, finished."""
+    workshop = Workshop(tmp_path_factory.mktemp("done") / "w", tokenizer_folder)
+    assert workshop.train("pretrain") == 0
+    assert workshop.train("sft") == 0
+    return workshop
+
+
+@pytest.fixture
+def workshop(tmp_path: Path, tokenizer_folder: Path) -> Workshop:
+    return Workshop(tmp_path / "w", tokenizer_folder)

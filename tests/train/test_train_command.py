@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,92 +12,19 @@ import pytest
 import torch
 from parallel.distributed import run
 from parallel_bodies import command, command_lost
-from tiny_run import MODEL
+from tiny_workshop import Workshop, text, write
 
 from fathom import cli
-from fathom.checkpoint.reader import load_model, open_checkpoint
+from fathom.checkpoint.reader import load_model
 from fathom.checkpoint.store import read_whole
-from fathom.commands.train import main as cli_train
 from fathom.runtime import UserError
 from fathom.text.batch import IGNORE, digest
 from fathom.text.chat import ChatTemplate
 from fathom.text.tokenizer import Tokenizer
 from fathom.train.balance import gates
 from fathom.train.config import TrainConfig
-from fathom.train.figures import SAMPLE_PROMPTS
 from fathom.train.pretrain import batches, export_run
-from fathom.train.release import lineage
 from fathom.train.sft import dialogues, documents, with_text
-
-SENTENCE = "the little fish swims in the deep sea and the little bird sings all day long"
-WORDS = SENTENCE.split()
-
-
-def text(i: int) -> str:
-    return " ".join(WORDS[(i * 7 + k * (i % 3 + 1)) % len(WORDS)] for k in range(60))
-
-
-def write(path: Path, records: list[Any]) -> Path:
-    path.write_text("".join(json.dumps(r) + "\n" for r in records))
-    return path
-
-
-class Workshop:
-    """A folder with a corpus, a tokenizer and recipes for a pretraining and an SFT run."""
-
-    def __init__(self, folder: Path, tokenizer: Path) -> None:
-        self.folder = folder
-        folder.mkdir()
-        shutil.copytree(tokenizer, folder / "tokenizer")
-        documents = [{"source": f"s{i % 2}", "text": text(i)} for i in range(40)]
-        talks = [
-            {"messages": [{"role": "user", "content": WORDS[i % 15]}, {"role": "assistant", "content": text(i)[:40]}]}
-            for i in range(40)
-        ]
-        write(folder / "train.jsonl", documents)
-        write(folder / "heldout.jsonl", documents[:6])
-        write(folder / "sft.jsonl", talks)
-        self.recipe("pretrain", "train", "heldout", 16)
-        self.recipe("sft", "sft", "sft", 48, init_from=str(folder / "pretrain" / "export"))
-
-    def recipe(self, kind: str, train: str, heldout: str, length: int, **run: Any) -> None:
-        tables: dict[str, dict[str, Any]] = {
-            "model": MODEL | {"vocab_size": 320, "max_position_embeddings": 256},
-            "data": {
-                "train": f"{self.folder}/{train}.jsonl", "heldout": f"{self.folder}/{heldout}.jsonl",
-                "tokenizer": f"{self.folder}/tokenizer", "batch_rows": 4, "micro_rows": 2, "sequence_length": length,
-            },
-            "optim": {"peak_lr": 5e-3, "warmup_steps": 2},
-            "run": {
-                "out": f"{self.folder}/{kind}", "steps": 6, "eval_every": 3, "eval_rows": 2, "checkpoint_every": 4,
-                "log_every": 1, **run,
-            },
-            "precision": {"gemm": "fp32"},
-        }  # fmt: skip
-        lines = [
-            f"[{t}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in keys.items()) for t, keys in tables.items()
-        ]
-        (self.folder / f"{kind}.toml").write_text("\n".join(lines))
-
-    def train(self, kind: str, *flags: str) -> int:
-        return cli.main(["train", kind, str(self.folder / f"{kind}.toml"), *flags])
-
-    def log(self, kind: str) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.folder / kind / "log.jsonl").read_text().splitlines()]
-
-
-@pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Workshop:
-    """Both runs, finished."""
-    workshop = Workshop(tmp_path_factory.mktemp("done") / "w", tokenizer_folder)
-    assert workshop.train("pretrain") == 0
-    assert workshop.train("sft") == 0
-    return workshop
-
-
-@pytest.fixture
-def workshop(tmp_path: Path, tokenizer_folder: Path) -> Workshop:
-    return Workshop(tmp_path / "w", tokenizer_folder)
 
 
 def test_pretraining(done: Workshop) -> None:
@@ -278,93 +204,10 @@ def test_sft_with_pretraining_text_mixed_in(done: Workshop, tmp_path: Path) -> N
     assert (text, talks) == (8, 16)
 
 
-def test_release(done: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The shipped folder is FP8 with tokenizer, template and a card whose figures were measured on it."""
-    monkeypatch.setattr("fathom.train.figures.CHATS", 4)
-    source = {"licence": "none", "docs": 40, "characters": 9999, "package": "made up"}
-    (done.folder / "sources.json").write_text(json.dumps({"s0": source, "s1": source, "s2": {"skipped": "offline"}}))
-    argv = ["train", "release", str(done.folder / "sft"), "--to", str(tmp_path / "shipped")]
-    assert cli.main([*argv, "--beside", str(done.folder / "pretrain" / "export")]) == 0
-    with open_checkpoint(tmp_path / "shipped") as checkpoint:
-        assert checkpoint.is_fp8 and not checkpoint.has_mtp_copies
-    card = (tmp_path / "shipped" / "README.md").read_text()
-    assert "Not fetched for this build: s2." in card and "| s0 | none | 40 | 9,999 | made up |" in card
-    assert all(f"> **{prompt}**" in card for prompt in SAMPLE_PROMPTS)
-    figure = r" ([\d.]+) \|"
-    bits = {row[0]: row[1:] for row in re.findall(rf"^\| (s0|s1|mean) \|{3 * figure}$", card, flags=re.M)}
-    assert set(bits) == {"s0", "s1", "mean"} and bits["s0"][0] != bits["s0"][1]
-    assert all(pretrained == older for pretrained, _, older in bits.values())  # here the older one is the pretrained
-    assert card.count("*the model before this one:*") == len(SAMPLE_PROMPTS)
-    assert re.findall(r"^\| (pretraining|SFT) \| 0.0 M tokens[^,]*, 6 steps of 4 x", card, flags=re.M) == [
-        "pretraining",
-        "SFT",
-    ]
-    assert (tmp_path / "shipped" / "curves.png").read_bytes().startswith(b"\x89PNG")
-    settings = json.loads((tmp_path / "shipped" / "tokenizer_config.json").read_text())
-    assert settings["model_max_length"] == 256
-
-
-def test_a_release_that_cannot_have_its_card_writes_nothing(done: Workshop, tmp_path: Path) -> None:
-    def refused(words: str, *argv: str) -> None:
-        with pytest.raises(UserError, match=words):
-            cli_train(["release", *argv, "--to", str(tmp_path / "out")])
-        assert not (tmp_path / "out").exists()
-
-    refused("no SFT run", str(done.folder / "pretrain"))
-    if (done.folder / "sources.json").exists():
-        (done.folder / "sources.json").unlink()
-    refused(r"sources\.json does not exist", str(done.folder / "sft"))
-    (done.folder / "sources.json").write_text("{}")
-    refused("context of 64 tokens", str(done.folder / "sft"), "--beside", str(shorter(done, tmp_path, 64)))
-
-
-def shorter(done: Workshop, tmp_path: Path, context: int) -> Path:
-    folder = shutil.copytree(done.folder / "pretrain" / "export", tmp_path / "short")
-    config = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": context}
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
-@pytest.mark.parametrize("beside", ["gone", "pretrain"])
-def test_what_a_release_cannot_stand_beside(done: Workshop, tmp_path: Path, beside: str) -> None:
-    """No such model, or a folder that is none: said before anything is written."""
-    model = beside if beside == "gone" else str(done.folder / beside)
-    (done.folder / "sources.json").write_text("{}")
-    with pytest.raises(UserError, match=beside):
-        cli_train(["release", str(done.folder / "sft"), "--to", str(tmp_path / "out"), "--beside", model])
-    assert not (tmp_path / "out").exists()
-
-
 def test_text_of_sft_must_be_there(done: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gone = ["--data.text", str(tmp_path / "gone.jsonl"), "--data.text-share", "0.5", "--run.out", str(tmp_path / "run")]
     assert done.train("sft", *gone) == 2
     assert "gone.jsonl" in capsys.readouterr().err
-
-
-def test_lineage_follows_an_extension_back_to_fresh_weights(tmp_path: Path) -> None:
-    def run(name: str, init_from: str = "", **more: Any) -> None:
-        (tmp_path / name).mkdir(parents=True)
-        start = str(tmp_path / init_from / "export") if init_from else ""
-        config = {"run": {"init_from": start}, **more}
-        (tmp_path / name / "config.json").write_text(json.dumps(config))
-        record = {"step": 2, "tokens": 100, "tokens_per_second": 50.0}
-        (tmp_path / name / "log.jsonl").write_text(json.dumps(record) + "\n")
-
-    phase = {"extend": {"factor": 4.0, "phases": [[128, 1, 2], [256, 1, 2]]}}
-    run("pretrain")
-    run("long/phase-1", "pretrain", data={"sequence_length": 128}, **phase)
-    run("long/phase-2", "long/phase-1", data={"sequence_length": 256}, **phase)
-    run("sft", "long/phase-2")
-    stages = lineage(tmp_path / "sft")
-    assert [s.run.name for s in stages] == ["pretrain", "phase-1", "phase-2", "sft"]
-    wanted = ["pretraining", "extension to 128 tokens", "extension to 256 tokens", "SFT"]
-    assert [s.kind for s in stages] == wanted and stages[0].minutes == pytest.approx(2 / 60)
-    shutil.rmtree(tmp_path / "long" / "phase-1")
-    with pytest.raises(UserError, match=r"phase-1 .*keep its runs"):
-        lineage(tmp_path / "sft")
-    run("circle", "circle")
-    with pytest.raises(UserError, match="starts from itself"):
-        lineage(tmp_path / "circle")
 
 
 def test_a_finished_run_runs_again_without_a_step(done: Workshop, capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,11 +42,10 @@ def start_model(config: TrainConfig) -> DeepseekV3:
     """The weights of `run.init_from` in FP32, or a model without memory: each rank makes its part of it (parts.py)."""
     if not config.run.init_from:
         return DeepseekV3(config.model_config(), device="meta")
-    asked, found = (
-        config.model_config().to_dict(),
-        read_config(resolve(config.run.init_from)).replace(extra={}).to_dict(),
-    )
-    changed = [name for name in differences(asked, found) if name.split(".")[0] not in FREE]
+    found = read_config(resolve(config.run.init_from)).replace(extra={})
+    changed = [
+        name for name in differences(config.model_config().to_dict(), found.to_dict()) if name.split(".")[0] not in FREE
+    ]
     if changed and (config.model or config.preset != TrainConfig.preset):  # a recipe that names no model takes any
         raise UserError(
             f"run.init_from {config.run.init_from} is another model than the recipe's preset and [model] describe "

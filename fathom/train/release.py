@@ -90,8 +90,7 @@ def release(run: Path, folder: Path, beside: str = "") -> Path:
     config = stages[-1].config
     if not config.run.init_from or config.extend.phases:
         raise UserError(f"{run} is no SFT run; a release ships a model that chats, `fathom train export` any other")
-    if not read_config(export).num_nextn_predict_layers:
-        raise UserError(f"{export} has no MTP module, whose acceptance the card quotes; use `fathom train export`")
+    require_mtp(export)
     documents, chats = stages[0].config.data.heldout, config.data.heldout
     if not documents or not chats:
         raise UserError("data.heldout of pretraining or SFT is empty; the card is measured on held-out text")
@@ -140,18 +139,24 @@ def read_sources(file: Path) -> dict[str, Any]:
     return {n: {"skipped": False, "also_evaluation": False, "package": ""} | s for n, s in sources.items()}
 
 
+def require_mtp(folder: Path) -> ModelConfig:
+    """The config of a checkpoint; a UserError if it has no MTP module."""
+    config = read_config(folder)
+    if not config.num_nextn_predict_layers:
+        raise UserError(f"{folder} has no MTP module, whose acceptance the card quotes")
+    return config
+
+
 def check_beside(model: str, documents: str, context: int) -> None:
     """Whether an older model can be measured on the same text."""
     if Path(documents).is_dir():
         raise UserError(f"--beside needs held-out text that any tokenizer can read, but {documents} holds token shards")
-    older = read_config(resolve(model))
+    older = require_mtp(resolve(model))
     if older.max_position_embeddings < context:
         raise UserError(
             f"--beside {model} has a context of {older.max_position_embeddings} tokens, but the card reads {context} "
             "at a time"
         )
-    if not older.num_nextn_predict_layers:
-        raise UserError(f"--beside {model} has no MTP module, whose acceptance the card quotes")
 
 
 def is_minnow(pretraining: TrainConfig, sources: dict[str, Any]) -> bool:

@@ -54,6 +54,10 @@ def test_a_release_that_cannot_have_its_card_writes_nothing(done: Workshop, tmp_
         assert not (tmp_path / "out").exists()
 
     refused("no SFT run", str(done.folder / "pretrain"))
+    headless = shutil.copytree(done.folder / "sft", tmp_path / "headless")
+    config = json.loads((headless / "export" / "config.json").read_text()) | {"num_nextn_predict_layers": 0}
+    (headless / "export" / "config.json").write_text(json.dumps(config))
+    refused("no MTP module", str(headless))
     if (done.folder / "sources.json").exists():
         (done.folder / "sources.json").unlink()
     refused(r"sources\.json does not exist", str(done.folder / "sft"))

@@ -9,8 +9,8 @@ FP32 whatever the file says.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -134,13 +134,37 @@ def fill(model: DeepseekV3, weights: dict[str, StoredWeight], device: torch.devi
                 continue
             for spec in specs[name]:
                 assert spec.slot is not None
-                target = spec.slot.of(tensor)
-                for start, rows in weights[spec.name].values(tensor.dtype):
-                    target[start : start + len(rows)] = rows
-                    bar.advance(rows.numel())
+                _copy(weights[spec.name], spec.slot.of(tensor), bar.advance)
             _place(model, name, tensor)
     if model.config.tie_word_embeddings:
         model.lm_head.weight = model.embed_tokens.weight
+
+
+def _copy(weight: StoredWeight, target: Tensor, advance: Callable[[int], None]) -> None:
+    for start, rows in weight.values(target.dtype):
+        target[start : start + len(rows)] = rows
+        advance(rows.numel())
+
+
+@torch.no_grad()
+def fill_part(folder: Path, tensors: Mapping[str, Tensor], first_expert: Mapping[str, int]) -> None:
+    """Set tensors, named as in our model, to the values of a checkpoint; what is not asked for is not read.
+
+    first_expert: of stacks of experts that are held in part, the number of the first expert held.
+    """
+    with open_checkpoint(folder) as checkpoint:
+        specs = by_parameter({name: w.spec for name, w in checkpoint.weights.items()})
+        with progress("loading", sum(t.numel() for t in tensors.values()), unit="parameters") as bar:
+            for name, tensor in tensors.items():
+                for spec in specs[name]:
+                    slot = spec.slot
+                    assert slot is not None
+                    if slot.expert is not None:
+                        own = slot.expert - first_expert.get(name, 0)
+                        if not 0 <= own < len(tensor):
+                            continue
+                        slot = replace(slot, expert=own)
+                    _copy(checkpoint.weights[spec.name], slot.of(tensor), bar.advance)
 
 
 def _stored_fp8(weights: dict[str, StoredWeight]) -> set[str]:

@@ -6,13 +6,15 @@ A wanted range is covered by walking over the stored ranges of its tensor in ord
     wanted              |------------------------------|
                         | part    | all            |prt|
 
-and each part comes in chunks: read, compare the checksum, copy what is wanted. Memory: one chunk.
+and each part comes in chunks: read, compare the checksum, copy what is wanted. Memory: one chunk, which is kept for the
+next piece, that may lie in it, too.
 """
 
 from __future__ import annotations
 
+import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -54,6 +56,7 @@ class Reader:
         self.folder, self.index = folder, index
         self._files = FileReader()
         self._buffer = torch.empty(CHUNK_BYTES, dtype=torch.uint8)
+        self._in_buffer: tuple[Range, int] | None = None  # which chunk that is: a range and an element
 
     def __enter__(self) -> Reader:
         try:
@@ -104,6 +107,11 @@ class Reader:
                 f"({', '.join(wrong[:3])}); choose the checkpoint of this model, or another folder for this run"
             )
 
+    def require(self, names: Iterable[str]) -> None:
+        """UserError unless the checkpoint has all of them."""
+        if missing := [name for name in names if name not in self.tensors]:
+            raise UserError(f"{self.folder} has no {', '.join(missing[:3])}; it has names such as {min(self.tensors)}")
+
     def fill(self, piece: Piece) -> None:
         """Set `piece.data` to the stored elements."""
         position = piece.start
@@ -121,19 +129,42 @@ class Reader:
             first = r.start + number * per_chunk
             last = min(first + per_chunk, r.end)
             raw = self._buffer[: (last - first) * size]
-            self._files.read_into(self.folder / data_name(r.rank), placed.offset + (first - r.start) * size, raw)
-            if zlib.crc32(raw.numpy().data) != r.crc32[number]:
-                raise damaged(self.folder / data_name(r.rank), f"the checksum of {r.name} is another")
+            if self._in_buffer is None or self._in_buffer[0] is not r or self._in_buffer[1] != first:
+                self._in_buffer = None
+                self._files.read_into(self.folder / data_name(r.rank), placed.offset + (first - r.start) * size, raw)
+                if zlib.crc32(raw.numpy().data) != r.crc32[number]:
+                    raise damaged(self.folder / data_name(r.rank), f"the checksum of {r.name} is another")
+                self._in_buffer = r, first
             low, high = max(first, start), min(last, end)
             out[low - start : high - start].copy_(raw.view(r.dtype)[low - first : high - first])
+
+
+@dataclass(frozen=True, slots=True)
+class SavedTensor:
+    """A tensor of an opened checkpoint, or the part of `shape` that begins at element `start`: a sources.Source."""
+
+    reader: Reader
+    name: str
+    shape: tuple[int, ...]
+    start: int = 0
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.reader.tensors[self.name][0].range.dtype
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        width = math.prod(self.shape[1:])
+        data = torch.empty((stop - start) * width, dtype=self.dtype)
+        whole = self.reader.tensors[self.name][0].range.whole
+        self.reader.fill(Piece(self.name, whole, self.start + start * width, data))
+        return data.view(stop - start, *self.shape[1:])
 
 
 def read_whole(folder: Path, names: Sequence[str] | None = None) -> Iterator[tuple[str, Tensor]]:
     """Whole tensors of the checkpoint `folder`, one at a time, whatever layout wrote them; `names` None: all."""
     with Reader(folder) as reader:
         wanted = sorted(reader.tensors) if names is None else names
-        if missing := [name for name in wanted if name not in reader.tensors]:
-            raise UserError(f"{folder} has no {', '.join(missing[:3])}; it has names such as {min(reader.tensors)}")
+        reader.require(wanted)
         for name in wanted:
             kind = reader.tensors[name][0].range
             data = torch.empty(kind.whole.numel(), dtype=kind.dtype)

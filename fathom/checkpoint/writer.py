@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fathom.checkpoint.layout import INDEX, SINGLE
-from fathom.checkpoint.names import expected
+from fathom.checkpoint.names import Slot, expected
 from fathom.checkpoint.recipes import Recipe, StoredWeight, recipe
 from fathom.checkpoint.safetensors_io import TensorWriter
-from fathom.checkpoint.sources import MemoryTensor
+from fathom.checkpoint.sources import MemoryTensor, Source
 from fathom.config import ModelConfig, QuantizationConfig
 from fathom.model.transformer import DeepseekV3
 from fathom.runtime import UserError, atomic_write, progress, require_disk, write_json
@@ -87,6 +87,7 @@ def save_model(
     mtp_copies: bool = True,
     side_files_from: Path | str | None = None,
     overwrite: bool = False,
+    source: Callable[[Slot], Source] | None = None,
 ) -> None:
     """Write `model` as a Hugging Face checkpoint.
 
@@ -107,7 +108,8 @@ def save_model(
             continue
         slot = specs[spec.copy_of].slot if spec.copy_of else spec.slot
         assert slot is not None
-        recipes.append(recipe(StoredWeight(spec, MemoryTensor(slot.of(state[slot.param]))), dtype, config.quantization))
+        values = source(slot) if source else MemoryTensor(slot.of(state[slot.param]))
+        recipes.append(recipe(StoredWeight(spec, values), dtype, config.quantization))
     shards = plan_shards(recipes, max_shard_bytes)
     total = sum(r.nbytes for r in recipes)
     require_disk(folder, total)

@@ -122,7 +122,7 @@ class Export:
 
 
 def _export(argv: list[str]) -> int:
-    from fathom.train.pretrain import export_run
+    from fathom.train.export import export_run
 
     args = parse_flags(Export, "fathom train export", argv)
     if not (args.run / "config.json").exists():

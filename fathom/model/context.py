@@ -8,8 +8,9 @@ context the model was trained with; V3's 4,096 x 40 gives its max_position_embed
 
 from __future__ import annotations
 
+from torch import nn
+
 from fathom.config import ModelConfig, RopeScaling
-from fathom.model.transformer import DeepseekV3
 from fathom.runtime import UserError
 
 
@@ -30,10 +31,9 @@ def extended(config: ModelConfig, factor: float) -> ModelConfig:
     return config.replace(rope_scaling=scaling, max_position_embeddings=int(trained * factor))
 
 
-def set_config(model: DeepseekV3, config: ModelConfig) -> DeepseekV3:
-    """Give every module of `model` this config, which may differ in what has no weights: RoPE and context."""
-    old = model.config
+def set_config(model: nn.Module, config: ModelConfig) -> None:
+    """Give every module of a model, or of a part of one, this config: another RoPE and context, the same weights."""
+    old = vars(model)["config"]
     for module in model.modules():
         if vars(module).get("config") is old:
             vars(module)["config"] = config
-    return model

@@ -13,16 +13,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-Ranges = Mapping[str, tuple[torch.Size, int]]
-
 
 @torch.no_grad()
-def initialise(parameters: Mapping[str, Tensor], std: float, seed: int, ranges: Ranges | None = None) -> None:
-    """Fill tensors in place. `ranges`: of stacks of experts held in part, (shape of the whole, first element)."""
+def initialise(
+    parameters: Mapping[str, Tensor], std: float, seed: int, first_expert: Mapping[str, int] | None = None
+) -> None:
+    """Fill tensors in place. first_expert: of stacks of experts that are held in part, the first expert held."""
     for name, tensor in parameters.items():
         if tensor.dim() == 3:
-            start = (ranges or {}).get(name, (tensor.shape, 0))[1]
-            first = start // tensor[0].numel()
+            first = (first_expert or {}).get(name, 0)
             for i, expert in enumerate(tensor):
                 expert.normal_(0.0, std, generator=_stream(seed, f"{name}.{first + i}", tensor.device))
         elif tensor.dim() == 2:

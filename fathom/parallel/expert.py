@@ -208,6 +208,11 @@ def expert_ranges(model: nn.Module, mesh: Mesh) -> dict[str, tuple[torch.Size, i
     }
 
 
+def first_experts(model: nn.Module, mesh: Mesh) -> dict[str, int]:
+    """Per routed tensor of a transformed model: the number of the first expert that this rank holds."""
+    return {n: mesh.expert.rank * p.shape[0] for n, p in model.named_parameters() if is_routed(n)}
+
+
 def traffic(model: nn.Module) -> list[Traffic]:
     """The counters of all transformed layers, in order; empty without expert parallelism."""
     return [m.traffic for m in model.modules() if isinstance(m, ExpertParallelMoE)]

@@ -26,7 +26,6 @@ from fathom.checkpoint.locate import resolve
 from fathom.checkpoint.reader import read_config
 from fathom.config import ModelConfig
 from fathom.model.context import extended, set_config
-from fathom.model.transformer import DeepseekV3
 from fathom.parallel.mesh import Mesh
 from fathom.runtime import UserError, read_json, write_json
 from fathom.text.dataset import Batch, open_streams
@@ -36,12 +35,13 @@ from fathom.text.packed import Noise, PackedDataset
 from fathom.text.prefetch import Prefetched
 from fathom.text.shards import stored_weights
 from fathom.train.config import TrainConfig, comparable, differences
-from fathom.train.evaluate import Nats, nats_of
+from fathom.train.evaluate import Nats
+from fathom.train.export import export
 from fathom.train.lengths import by_length, draw_lengths, halvings
 from fathom.train.limits import refuse
 from fathom.train.loop import Trainer, ramp_of
 from fathom.train.parts import check_rows
-from fathom.train.pretrain import export, open_tokenizer, start_model, token_stream
+from fathom.train.pretrain import open_tokenizer, start_model, token_stream
 
 AS_TRAINED, YARN_ALONE = "as trained", "YaRN, not trained"
 
@@ -146,11 +146,10 @@ def run_phase(
         found = measured(nats)
         return found | {"mean": found[str(max([n for n in lengths if n <= d.sequence_length] or lengths[:1]))]}
 
-    if model.config.rope_scaling is None:  # the first phase
-        if heldout is not None:
-            before(model, target, out, measured, writes=mesh is None or mesh.rank == 0)
+    plain = model.config
+    if plain.rope_scaling is None:  # the first phase
         set_config(model, target)
-    elif model.config.rope_scaling != target.rope_scaling:
+    elif plain.rope_scaling != target.rope_scaling:
         raise UserError(
             f"{phase.run.init_from} has another YaRN than this recipe makes; remove {out} or choose another run.out"
         )
@@ -167,23 +166,24 @@ def run_phase(
     mixture = Mixture(packed, long, rows=d.batch_rows, share=phase.extend.long_share)
     with Prefetched(mixture, d.workers) as data:
         trainer = Trainer(phase, model, data, evaluate if heldout else None, mesh=mesh, tick=tick)
+        if heldout is not None and plain.rope_scaling is None:
+            before(trainer, plain, out, measured)
         trainer.train()
     export(trainer)
 
 
-def before(
-    model: DeepseekV3, target: ModelConfig, out: Path, measured: Callable[[Nats], dict[str, float]], *, writes: bool
-) -> None:
-    """Measure the model as it came, and with YaRN switched on but nothing trained; once."""
+def before(trainer: Trainer, plain: ModelConfig, out: Path, measured: Callable[[Nats], dict[str, float]]) -> None:
+    """Measure the model as it came, with its config `plain`, and with YaRN switched on but nothing trained; once."""
     found = read_json(out / "lengths.json") if (out / "lengths.json").exists() else {}
     if YARN_ALONE in found:
         return
-    plain = model.config
-    curves = {AS_TRAINED: measured(nats_of(model))}
-    set_config(model, target)
-    curves[YARN_ALONE] = measured(nats_of(model))
-    set_config(model, plain)
-    if writes:
+    target, curves = trainer.model.config, {}
+    parts = [*trainer.parts.stages.values(), trainer.model]
+    for name, config in ((AS_TRAINED, plain), (YARN_ALONE, target)):
+        for part in parts:
+            set_config(part, config)
+        curves[name] = measured(trainer.parts.nats)
+    if trainer.mesh.rank == 0:
         record(out, curves)
 
 

@@ -1,8 +1,8 @@
 """From a finished model to this rank's part of a training run: the transformations, in their order.
 
-    model -> recompute -> precision -> expert parallel -> pipeline stages -> fresh weights -> ZeRO-1 (or FSDP2)
+    model -> recompute -> precision -> expert parallel -> pipeline stages -> weights -> ZeRO-1 (or FSDP2)
 
-A new model comes on the meta device, so that a rank has memory for its own part alone. No transformation knows the
+A model comes on the meta device, so that a rank has memory for its own part alone. No transformation knows the
 others, and the model knows none. What the loop needs of them is here: how to run a step's micro-batches forward and
 backward, and what to evaluate with.
 """
@@ -16,13 +16,15 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from fathom.checkpoint.locate import resolve
+from fathom.checkpoint.reader import fill_part
 from fathom.kernels.adamw import AdamW
 from fathom.kernels.deferred import WeightGradients
 from fathom.kernels.mixed import Arithmetic
 from fathom.model.initialise import initialise, materialise
 from fathom.model.moe import Gate, Routing
 from fathom.model.transformer import DeepseekV3
-from fathom.parallel.expert import expert_parallel, expert_ranges, is_routed
+from fathom.parallel.expert import expert_parallel, expert_ranges, first_experts, is_routed
 from fathom.parallel.fsdp import Fsdp2, check_fsdp2
 from fathom.parallel.mesh import Layout, Mesh
 from fathom.parallel.pipeline import Report, StageFunction, copied, run, tie
@@ -112,14 +114,19 @@ class Parts:
         return named_parameters(self.stages) if self.stages else dict(self.model.named_parameters())
 
     def _fill_own(self) -> None:
-        """Fresh weights for a model that came without memory: of this rank's part only."""
+        """Weights for a model that came without memory, fresh ones or run.init_from's: of this rank's part only."""
         if not any(p.is_meta for p in self._own().values()):
             return
         made: dict[int, nn.Parameter] = {}
-        for part in self.stages.values() or (self.model,):
+        parts: list[nn.Module] = [*self.stages.values()] or [self.model]
+        for part in parts:
             materialise(part, self.mesh.world.device, made)
-        ranges = expert_ranges(self.model, self.mesh)
-        initialise(self._own(), self.model.config.initializer_range, self.config.run.seed, ranges)
+        own, run, first = self._own(), self.config.run, first_experts(self.model, self.mesh)
+        if run.init_from:
+            biases = {name: bias for part in parts for name, bias in part.named_buffers()}
+            fill_part(resolve(run.init_from), own | biases, first)
+        else:
+            initialise(own, self.model.config.initializer_range, run.seed, first)
 
     def _own_gates(self, model: DeepseekV3, names: list[str]) -> dict[int, Gate]:
         """Number in the whole model -> gate, of what this rank computes."""

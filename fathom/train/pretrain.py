@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from threading import Thread
 
 import torch
 from tokenizers import Tokenizer as Backend
-from torch import Tensor
 
 from fathom.checkpoint.locate import resolve
-from fathom.checkpoint.reader import load_model, read_config
-from fathom.checkpoint.store import Store, read_whole
-from fathom.checkpoint.store_format import read_index
-from fathom.checkpoint.writer import SaveDtype, save_model
+from fathom.checkpoint.reader import open_checkpoint
 from fathom.config import ModelConfig
-from fathom.model.moe import Gate
 from fathom.model.transformer import DeepseekV3
 from fathom.parallel.mesh import Mesh
-from fathom.runtime import UserError, read_json, write_text
-from fathom.text.chat import ChatTemplate
+from fathom.runtime import UserError
 from fathom.text.dataset import Batch, PackedDataset, open_streams, tokenize
 from fathom.text.packed import Noise
 from fathom.text.prefetch import Prefetched
@@ -29,29 +23,31 @@ from fathom.text.shards import require_tokens, stored_weights
 from fathom.text.tokenizer import Tokenizer
 from fathom.train.config import TrainConfig, differences
 from fathom.train.evaluate import Nats, bits_per_byte
+from fathom.train.export import export
 from fathom.train.limits import EXTENSION, refuse
 from fathom.train.loop import Data, Trainer, ramp_of
 from fathom.train.parts import check_rows
 
-EXPORT_POLL = 0.5  # seconds between two looks at rank 0's export
 # What may differ between a recipe's [model] and the checkpoint it starts from: how it is stored, how it was made, RoPE.
 FREE = {"rope_scaling", "max_position_embeddings", "initializer_range", "quantization_config", "torch_dtype"}
 
 
 def start_model(config: TrainConfig) -> DeepseekV3:
-    """The weights of `run.init_from` in FP32, or a model without memory: each rank makes its part of it (parts.py)."""
+    """The model of `run.init_from`, or a new one, on the meta device: each rank makes or reads its part (parts.py)."""
     if not config.run.init_from:
         return DeepseekV3(config.model_config(), device="meta")
-    found = read_config(resolve(config.run.init_from)).replace(extra={})
-    changed = [
-        name for name in differences(config.model_config().to_dict(), found.to_dict()) if name.split(".")[0] not in FREE
-    ]
+    with open_checkpoint(resolve(config.run.init_from)) as checkpoint:
+        for note in checkpoint.notes:
+            warnings.warn(note, stacklevel=2)
+        found = checkpoint.config
+    described, stored = config.model_config().to_dict(), found.replace(extra={}).to_dict()
+    changed = [name for name in differences(described, stored) if name.split(".")[0] not in FREE]
     if changed and (config.model or config.preset != TrainConfig.preset):  # a recipe that names no model takes any
         raise UserError(
             f"run.init_from {config.run.init_from} is another model than the recipe's preset and [model] describe "
             f"(different: {', '.join(changed)})"
         )
-    return load_model(config.run.init_from, dtype="float32")
+    return DeepseekV3(found, device="meta", dtype=torch.float32)
 
 
 def open_tokenizer(config: TrainConfig, model: ModelConfig) -> Tokenizer:
@@ -144,67 +140,3 @@ def pretrain(config: TrainConfig, mesh: Mesh | None = None, tick: Callable[[], N
         trainer = Trainer(config, model, data, evaluate if heldout else None, mesh=mesh, tick=tick)
         trainer.train()
     return export(trainer)
-
-
-def export(trainer: Trainer) -> Path:
-    """The trained model as FP32 checkpoint with its tokenizer beside it; rank 0 writes, from the last checkpoint.
-
-    That may take longer than a collective waits, so all ranks ask each other every moment whether it is done.
-    """
-    run, world = Path(trainer.config.run.out), trainer.mesh.world
-    if world.size == 1:
-        return export_run(run, run / "export", dtype="fp32")
-    failed: list[BaseException] = []
-
-    def write() -> None:
-        try:
-            export_run(run, run / "export", dtype="fp32")
-        except BaseException as error:
-            failed.append(error)
-
-    writer = Thread(target=write, name="export", daemon=True)  # daemon: a rank that must leave does not wait for it
-    if trainer.mesh.rank == 0:
-        writer.start()
-    done = False
-    while not done:
-        if trainer.mesh.rank == 0:
-            writer.join(EXPORT_POLL)
-            done = not writer.is_alive()
-        done = float(world.sum(torch.tensor([float(done)], device=world.device))) > 0
-        trainer.tick()
-    if failed:
-        raise failed[0]
-    return run / "export"
-
-
-def export_run(run: Path, folder: Path, *, dtype: SaveDtype, step: int | None = None, ema: bool = False) -> Path:
-    """A checkpoint of a run (default: the newest), whatever layout wrote it, as model folder in Hugging Face layout."""
-    config = TrainConfig.from_dict(read_json(run / "config.json"))
-    store = Store(run / "checkpoints", None, keep=config.run.keep_checkpoints, best="heldout")
-    step = store.latest() if step is None else step
-    if step is None:
-        raise UserError(f"{run} has no complete checkpoint yet")
-    path = store.folder / f"step-{step:08d}"
-    index = read_index(path)
-    if index is None:
-        raise UserError(f"{path} is not a complete checkpoint; complete ones: {store.steps()}")
-    saved = ModelConfig.from_dict(index.extra["model"])
-    model = DeepseekV3(saved, device="meta").to_empty(device="cpu")
-    if saved.tie_word_embeddings:
-        model.lm_head.weight = model.embed_tokens.weight
-    own: dict[str, Tensor] = {f"{'ema' if ema else 'model'}.{n}": p for n, p in model.named_parameters()}
-    gates_of = [m for m in model.modules() if isinstance(m, Gate) and m.config.has_router_bias]
-    own |= {f"router_bias.{i}": gate.e_score_correction_bias for i, gate in enumerate(gates_of)}
-    tokenizer = Path(config.data.tokenizer)
-    if not (tokenizer / "tokenizer.json").exists():
-        raise UserError(
-            f"data.tokenizer {tokenizer} has no tokenizer.json, seen from {Path.cwd()}; start where the run was started"
-        )
-    if ema and not config.optim.ema_decay:
-        raise UserError(f"{run} kept no average of its weights (optim.ema_decay is 0); leave --ema out")
-    for name, tensor in read_whole(path, list(own)):  # refuses a checkpoint that lacks one of them
-        own[name].detach().copy_(tensor.view_as(own[name]))
-    save_model(model, folder, dtype=dtype, side_files_from=tokenizer, overwrite=True)
-    if template := index.extra.get("template"):
-        write_text(folder / "chat_template.jinja", ChatTemplate.builtin(template).source)
-    return folder

@@ -24,9 +24,10 @@ from fathom.text.shards import stored_weights
 from fathom.text.tokenizer import Tokenizer
 from fathom.train.config import TrainConfig
 from fathom.train.evaluate import Nats
+from fathom.train.export import export
 from fathom.train.limits import EXTENSION, refuse
 from fathom.train.loop import Trainer
-from fathom.train.pretrain import export, open_tokenizer, start_model, token_stream
+from fathom.train.pretrain import open_tokenizer, start_model, token_stream
 
 
 def encode_dialogue(messages: list[dict[str, Any]], template: ChatTemplate, tokenizer: Tokenizer) -> Sample:

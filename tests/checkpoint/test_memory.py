@@ -1,4 +1,4 @@
-"""Peak memory, measured in a process of its own: loading holds the weights once, converting a few chunks."""
+"""Peak memory, measured in a process of its own: loading holds the weights once, converting and exporting chunks."""
 
 from __future__ import annotations
 
@@ -11,9 +11,15 @@ import pytest
 import torch
 
 from fathom.checkpoint import reader
+from fathom.checkpoint.locate import resolve
+from fathom.checkpoint.store import Store
 from fathom.checkpoint.writer import save_model
 from fathom.config import ModelConfig
 from fathom.model.transformer import DeepseekV3
+from fathom.parallel.piece import Piece
+from fathom.runtime import write_json
+from fathom.train.config import TrainConfig
+from fathom.train.export import saved_names
 
 # About 85 M parameters, most of them experts: what a careless loader would stack twice.
 CONFIG = ModelConfig(
@@ -36,6 +42,7 @@ from fathom.checkpoint.reader import load_model
 from fathom.kernels.reference import quantize_blocks, dequantize_blocks
 from fathom.config import ModelConfig
 from fathom.model.transformer import DeepseekV3
+from fathom.train.export import Path, export_run
 dequantize_blocks(*quantize_blocks(torch.ones(128, 128)))  # what torch loads at first use is not ours
 DeepseekV3(ModelConfig.preset("minnow"), device="meta", dtype=torch.bfloat16)
 peak = lambda: int(re.search(r"VmHWM: *\\t *(\\d+)", open("/proc/self/status").read())[1]) * 1024
@@ -85,3 +92,17 @@ def test_converting_holds_chunks(saved: Path, tmp_path: Path, kind: str, options
     size = (saved / kind / "model.safetensors").stat().st_size
     peak = peak_of(f"convert({str(saved / kind)!r}, {str(tmp_path / 'out')!r}, Options({options}))")
     assert peak < 48 * 2**20 < size
+
+
+def test_exporting_a_training_checkpoint_holds_chunks(tmp_path: Path) -> None:
+    model = DeepseekV3(CONFIG, device="meta")
+    names = saved_names(model, "model")
+    shapes = {names[n]: t.shape for n, t in [*model.named_parameters(), *model.named_buffers()]}
+    pieces = [Piece(name, shape, 0, torch.zeros(shape.numel())) for name, shape in shapes.items()]
+    store = Store(tmp_path / "checkpoints", None, keep=1)
+    store.save(1, pieces, {"model": CONFIG.to_dict()}, wait=True)
+    recipe = TrainConfig.from_dict({"data": {"tokenizer": str(resolve("minnow"))}})
+    write_json(tmp_path / "config.json", recipe.to_dict())
+    size = sum(path.stat().st_size for path in tmp_path.glob("checkpoints/*/*.safetensors"))
+    peak = peak_of(f"export_run(Path({str(tmp_path)!r}), Path({str(tmp_path / 'out')!r}), dtype='fp8')")
+    assert peak < 48 * 2**20 < size / 5

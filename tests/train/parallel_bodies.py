@@ -25,6 +25,7 @@ from fathom.parallel.mesh import Layout, Mesh, make_mesh
 from fathom.text.dataset import Batch, Sample, collate
 from fathom.train.config import TrainConfig
 from fathom.train.loop import Trainer
+from fathom.train.pretrain import start_model
 
 STEPS, HALF = 20, 10
 Record = dict[str, Any]
@@ -114,6 +115,24 @@ def stop_one(case: Case, folder: str, stopped: int, step: int, moment: str) -> t
             return "trained to the end", trainer.step_done
         except KeyboardInterrupt:
             return "stopped", trainer.step_done
+
+
+def start_from(model: str, cases: Sequence[Case], folder: str) -> list[tuple[int, list[str]]]:
+    """On every rank: each case started from the checkpoint `model`, and saved before its first step.
+
+    Returns how many parameters this rank has memory for, and their names.
+    """
+    with join(Place.from_env()) as ranks:
+        held = []
+        for number, case in enumerate(cases):
+            config, mesh = case.config(Path(folder) / str(number)), make_mesh(case.layout, ranks.device)
+            config = dataclasses.replace(config, run=dataclasses.replace(config.run, init_from=model))
+            data = make_data(config, mesh.data.size)
+            trainer = Trainer(config, start_model(config), data, mesh=mesh)
+            trainer.save(wait=True)
+            own = {n: p for n, p in trainer.model.named_parameters() if not p.is_meta}
+            held.append((sum(p.numel() for p in own.values()), sorted(own)))
+        return held
 
 
 def command(*argv: str) -> int:

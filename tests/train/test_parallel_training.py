@@ -28,13 +28,17 @@ from parallel_bodies import (
     Result,
     against,
     compare,
+    start_from,
     stop_one,
     train,
     train_on_ranks,
 )
-from tiny_run import make_config
+from tiny_run import make_config, make_model
 
-from fathom.checkpoint.store import Store
+from fathom.checkpoint.store import Store, read_whole
+from fathom.checkpoint.writer import save_model
+from fathom.model.moe import Gate
+from fathom.parallel.expert import is_routed
 from fathom.parallel.mesh import Layout
 from fathom.runtime import UserError
 from fathom.train.parts import layout_of
@@ -73,6 +77,30 @@ def test_the_tolerance_catches_a_change(tmp_path: Path) -> None:
         curves.append((train(case, tmp_path / str(decay), None), tmp_path / str(decay)))
     r = against(Case(ONE), *curves[0], *curves[1])
     assert r.loss > LOSS, str(r)
+
+
+def test_each_rank_reads_its_part_of_the_checkpoint_it_starts_from(tmp_path: Path) -> None:
+    """Together the ranks have its values; none has memory for more than its stage and its experts."""
+    cases = [Case(Layout(pipeline=2, data=2, expert=2), "zb1p"), Case(Layout(data=4, expert=4)),
+             Case(Layout(pipeline=4), "1f1b"), Case(Layout(data=4), sharding="fsdp2")]  # fmt: skip
+    whole = make_model(cases[0].config(tmp_path))
+    for number, gate in enumerate(m for m in whole.modules() if isinstance(m, Gate)):
+        gate.e_score_correction_bias += torch.arange(8) * 0.01 + number
+    save_model(whole, tmp_path / "start", dtype="fp32")
+    ended = run(4, start_from, str(tmp_path / "start"), cases, str(tmp_path), folder=tmp_path, limit=300.0)
+    assert all(rank.code == 0 for rank in ended.values()), ended
+    wanted = {f"model.{name}": p for name, p in whole.named_parameters()}
+    gates = [m for m in whole.modules() if isinstance(m, Gate)]
+    wanted |= {f"router_bias.{i}": gate.e_score_correction_bias for i, gate in enumerate(gates)}
+    for number in range(len(cases)):
+        found = dict(read_whole(tmp_path / str(number) / "checkpoints/step-00000000"))
+        assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items()), cases[number]
+    total = sum(p.numel() for p in whole.parameters())
+    experts = sum(p.numel() for n, p in whole.named_parameters() if is_routed(n))
+    held = [rank.value for rank in ended.values()]
+    assert all(rank[1][0] == total - experts * 3 // 4 for rank in held)
+    assert all(rank[0][0] < 0.6 * total for rank in held) and max(rank[2][0] for rank in held) < 0.6 * total
+    assert {name for rank in held for name in rank[2][1]} == {name for name, _ in whole.named_parameters()}
 
 
 def until_half(run_folder: Path, to: Path) -> Path:

@@ -23,7 +23,8 @@ from fathom.text.chat import ChatTemplate
 from fathom.text.tokenizer import Tokenizer
 from fathom.train.balance import gates
 from fathom.train.config import TrainConfig
-from fathom.train.pretrain import batches, export_run
+from fathom.train.export import export_run
+from fathom.train.pretrain import batches
 from fathom.train.sft import dialogues, documents, with_text
 
 

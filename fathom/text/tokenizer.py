@@ -127,6 +127,11 @@ class Tokenizer:
         """A decoder for one stream of ids."""
         return IncrementalDetokenizer(lambda ids: self.decode(ids, skip_special), self._is_byte_token)
 
+    def unlike(self, other: Tokenizer) -> list[str]:
+        """The tokens of `other` that are not the same id here; none: this one can stand in for it."""
+        own = self._backend.get_vocab(with_added_tokens=True)
+        return [token for token, i in other._backend.get_vocab(with_added_tokens=True).items() if own.get(token) != i]
+
     def to_json(self) -> str:
         """The whole tokenizer as the text of a tokenizer.json."""
         return str(self._backend.to_str())

@@ -51,7 +51,7 @@ def start_model(config: TrainConfig) -> DeepseekV3:
 
 
 def open_tokenizer(config: TrainConfig, model: ModelConfig) -> Tokenizer:
-    """The recipe's tokenizer; refused where the model has no rows for its ids."""
+    """The recipe's tokenizer; refused where the model has no rows for its ids, or knows them as other tokens."""
     for key in ("train", "tokenizer"):
         if not getattr(config.data, key):
             raise UserError(f"data.{key} is empty; set it in the recipe or with --data.{key}")
@@ -60,6 +60,12 @@ def open_tokenizer(config: TrainConfig, model: ModelConfig) -> Tokenizer:
         raise UserError(
             f"{config.data.tokenizer} has {tokenizer.vocab_size} ids, the model only {model.vocab_size} rows; "
             "raise model.vocab_size or take the tokenizer that belongs to the model"
+        )
+    start = resolve(config.run.init_from) if config.run.init_from else None
+    if start and (start / "tokenizer.json").exists() and (other := tokenizer.unlike(Tokenizer.from_pretrained(start))):
+        raise UserError(
+            f"data.tokenizer {config.data.tokenizer} is not that of run.init_from {start}: {len(other)} tokens have "
+            f"other ids, such as {other[0]!r}; set data.tokenizer to {start} and read text that was made with it"
         )
     return tokenizer
 

@@ -295,6 +295,7 @@ MISTAKES: dict[str, tuple[Any, list[str], list[str]]] = {  # what was done befor
     "init_from gone": (None, ["pretrain", "--run.init-from", "{w}/gone"], ["gone"]),
     "sft without start": (None, ["sft", "--run.init-from", ""], ["run.init_from is empty"]),
     "sft start gone": (None, ["sft"], ["pretrain/export"]),
+    "another tokenizer": ("done", ["sft", "--run.out", "{w}/new", "--data.tokenizer", "{w}/swapped"], ["ids, such as"]),
     "sft unknown template": (None, ["sft", "--data.template", "v9"], ["v9", "v3.1"]),
     "sft text without its share": (None, ["sft", "--data.text", "{w}/train.jsonl"], ["belong together"]),
     "pretrain with sft's text": (
@@ -315,6 +316,15 @@ MISTAKES: dict[str, tuple[Any, list[str], list[str]]] = {  # what was done befor
 }  # fmt: skip
 
 
+def swap_ids(tokenizer: Path, to: Path) -> None:
+    """The same tokenizer, but for two letters that have each other's ids."""
+    shutil.copytree(tokenizer, to)
+    content = json.loads((to / "tokenizer.json").read_text())
+    vocab = content["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    (to / "tokenizer.json").write_text(json.dumps(content))
+
+
 @pytest.mark.parametrize("name", list(MISTAKES))
 def test_mistakes_are_one_line(workshop: Workshop, capsys: pytest.CaptureFixture[str], name: str) -> None:
     prepare, argv, words = MISTAKES[name]
@@ -326,6 +336,7 @@ def test_mistakes_are_one_line(workshop: Workshop, capsys: pytest.CaptureFixture
         recipe.write_text(recipe.read_text() + "\n[data.weights]\nbooks = 2.0\n")
     elif prepare == "done":
         assert workshop.train("pretrain", "--run.steps", "1") == 0
+        swap_ids(workshop.folder / "tokenizer", workshop.folder / "swapped")
         capsys.readouterr()
     elif prepare:
         prepare(workshop)

@@ -37,9 +37,10 @@ format: $(VENV)/.installed-dev   ## rewrite the sources as ruff likes them
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-minnow: $(VENV)/.installed   ## build the bundled model from nothing: corpus, pretraining, SFT, release (about an hour)
+minnow: $(VENV)/.installed   ## build the bundled model from nothing: corpus, pretraining, extension, SFT, release (about three hours)
 	$(BIN)/fathom corpus build --out data/minnow
 	$(BIN)/fathom train pretrain recipes/minnow-pretrain.toml
+	$(BIN)/fathom train extend recipes/minnow-extend.toml
 	$(BIN)/fathom train sft recipes/minnow-sft.toml
 	$(BIN)/fathom train release runs/minnow-sft --to runs/minnow
 

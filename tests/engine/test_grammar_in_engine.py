@@ -64,9 +64,9 @@ def test_a_grammar_that_runs_out_of_its_limits_ends_its_request_alone(minnow):
 
 def test_the_constraint_starts_after_the_thought(minnow):
     # a push towards the end of the thought, none towards the end of all: minnow was never taught to think
-    bias = {minnow.tokenizer.id_of(END_THINK): 9.0, 1: -100.0}
+    bias = {minnow.tokenizer.id_of(END_THINK): 12.0, 1: -100.0}
     grammar = Grammar("regex", "(yes|no)")
-    params = SamplingParams(temperature=0.8, max_tokens=300, seed=3, grammar=grammar, logit_bias=bias)
+    params = SamplingParams(temperature=0.8, max_tokens=300, seed=4, grammar=grammar, logit_bias=bias)
     [result] = minnow.chat([{"role": "user", "content": "Is water wet?"}], params, thinking=True)
     thought, closed, answer = result.outputs[0].text.partition(END_THINK)
     assert closed and answer in ("yes", "no") and len(thought) > 3

@@ -328,5 +328,5 @@ def test_dry_run_of_an_extension_is_one_document(capsys: pytest.CaptureFixture[s
     assert train_command(["extend", recipe, "--dry-run", "--json"]) == 0
     phases = json.loads(capsys.readouterr().out)["phases"]
     assert [p["data"]["sequence_length"] for p in phases] == [4096, 8192]
-    assert all(p["plan"]["tokens"] == 100 * 4096 * 4 for p in phases)
+    assert all(p["plan"]["tokens"] == 60 * 4096 * 4 for p in phases)
     assert all(p["model"]["max_position_embeddings"] == 8192 for p in phases)

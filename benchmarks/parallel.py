@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.multiprocessing.spawn as mp
+from torch.multiprocessing.spawn import spawn
 
 from fathom.kernels.deferred import WeightGradients
 from fathom.model.transformer import DeepseekV3
@@ -166,14 +166,14 @@ def table2(name: str, ranks: int) -> float:
             "dualpipev": (stages / 2 - 1) * (3 + 2 - 3)}[name]  # fmt: skip
 
 
-def spawn(world: int, steps: int) -> list[Any]:
+def on_ranks(world: int, steps: int) -> list[Any]:
     """All results of `world` processes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     results = Path(tempfile.mkdtemp()) / "results.jsonl"
     results.touch()
-    mp.spawn(rank_main, (world, port, steps, str(results)), nprocs=world)
+    spawn(rank_main, (world, port, steps, str(results)), nprocs=world)
     return [json.loads(line) for line in results.read_text().splitlines()]
 
 
@@ -198,7 +198,7 @@ def main() -> None:
     }
     rows: list[dict[str, Any]] = []
     for world in (args.only,) if args.only else (2, 4):
-        for result in spawn(world, args.steps):
+        for result in on_ranks(world, args.steps):
             if result[0] == "loss":
                 _, gemm, depths, parallel, loss, counted = result
                 worst = float(np.abs(np.array(loss) / alone[gemm, depths] - 1).max())

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +111,11 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=["bf16", "fp8"])
     parser.add_argument("--draw-only", action="store_true")
     args = parser.parse_args()
-    for arm in [] if args.draw_only else args.arms:
-        pretrain(config_of(arm, args.out))
+    try:
+        for arm in [] if args.draw_only else args.arms:
+            pretrain(config_of(arm, args.out))
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on, --draw-only shows what is there")
     runs = {arm: read_run(args.out / arm) for arm in ARMS if (args.out / arm / "log.jsonl").exists()}
     base = runs.pop("bf16", None)
     if base is None or not runs:

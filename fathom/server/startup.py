@@ -2,7 +2,7 @@
 
     minnow   22.4M parameters, 6.5M activated per token
     weights  FP8 (embedding, head and norms BF16) on cpu
-    cache    65,536 tokens in 140.0 MiB; one request: 1,024
+    cache    524,288 tokens in 2240.0 MiB; one request: 8,192
 
 and so on, one line per subject.
 """

@@ -9,7 +9,7 @@ What llama.cpp's architecture "deepseek2" wants differently from the checkpoint:
  3. Key and value lengths are those of that absorbed head; the real ones go to the fields that end in _mla.
  4. Vectors and the router are FP32 whatever the matrices are.
 MTP layers are left out; llama.cpp does not draft with them here. The tokenizer's own merges and tokens are stored, with
-llama.cpp's splitting rules for DeepSeek-V3. The input is a BF16 or FP32 checkpoint without YaRN.
+llama.cpp's splitting rules for DeepSeek-V3. The input is a BF16 or FP32 checkpoint.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ MATRIX = {"float32": gguf.GGMLQuantizationType.F32, "bfloat16": gguf.GGMLQuantiz
 def export(folder: Path, file: Path, dtype: str) -> None:
     """Write the GGUF file."""
     config = json.loads((folder / "config.json").read_text())
-    if config.get("rope_scaling") or config.get("quantization_config"):
-        raise ValueError("rope_scaling and FP8 weights are not exported; give a BF16 checkpoint without YaRN")
+    if config.get("quantization_config"):
+        raise ValueError("FP8 weights are not exported; give a BF16 checkpoint")
     writer = gguf.GGUFWriter(file, ARCHITECTURE)
     _describe(writer, config)
     writer.add_file_type(FILE_TYPE[dtype])
@@ -85,6 +85,13 @@ def _describe(writer: Any, c: dict[str, Any]) -> None:
     writer.add_value_length_mla(c["v_head_dim"])
     writer.add_rope_dimension_count(c["qk_rope_head_dim"])
     writer.add_rope_freq_base(c["rope_theta"])
+    if yarn := c.get("rope_scaling"):
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(yarn["factor"])
+        writer.add_rope_scaling_orig_ctx_len(yarn["original_max_position_embeddings"])
+        writer.add_rope_scaling_yarn_beta_fast(yarn["beta_fast"])
+        writer.add_rope_scaling_yarn_beta_slow(yarn["beta_slow"])
+        writer.add_rope_scaling_yarn_log_mul(0.1 * yarn["mscale_all_dim"])  # for this architecture times 0.1
     # experts
     writer.add_expert_feed_forward_length(c["moe_intermediate_size"])
     writer.add_expert_count(c["n_routed_experts"])

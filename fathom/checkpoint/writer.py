@@ -94,7 +94,7 @@ def save_model(
     mtp_copies       write the MTP layers' duplicates of embedding and head, as released checkpoints do
     side_files_from  a folder whose tokenizer, template and generation settings are copied
     overwrite        replace a checkpoint that lies there (its other shards are removed at the end)
-    source           where the values of a slot are read from; default: from `model`, which may be on the meta device else
+    source           where the values of a slot are read from, for a `model` on the meta device; default: from `model`
     """
     folder = Path(folder)
     stale = {p.name for p in folder.glob("*.safetensors")} | ({INDEX} if (folder / INDEX).exists() else set())

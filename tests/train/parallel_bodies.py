@@ -24,6 +24,7 @@ from fathom.parallel.launch import Place, join
 from fathom.parallel.mesh import Layout, Mesh, make_mesh
 from fathom.text.dataset import Batch, Sample, collate
 from fathom.train.config import TrainConfig
+from fathom.train.extend import extend
 from fathom.train.loop import Trainer
 from fathom.train.pretrain import start_model
 
@@ -133,6 +134,12 @@ def start_from(model: str, cases: Sequence[Case], folder: str) -> list[tuple[int
             own = {n: p for n, p in trainer.model.named_parameters() if not p.is_meta}
             held.append((sum(p.numel() for p in own.values()), sorted(own)))
         return held
+
+
+def extend_on_ranks(config: TrainConfig, layout: Layout) -> str:
+    """An extension on every rank; where its last checkpoint is."""
+    with join(Place.from_env()) as ranks:
+        return str(extend(config, make_mesh(layout, ranks.device)))
 
 
 def command(*argv: str) -> int:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from parallel.distributed import run
+from parallel_bodies import extend_on_ranks
 from safetensors.torch import load_file
 from tiny_run import MODEL, make_config
 
@@ -22,6 +24,7 @@ from fathom.config import ModelConfig
 from fathom.model.context import extended, set_config
 from fathom.model.rope import inverse_frequencies
 from fathom.model.transformer import DeepseekV3
+from fathom.parallel.mesh import Layout
 from fathom.runtime import UserError
 from fathom.text.batch import digest
 from fathom.text.dataset import open_streams
@@ -221,6 +224,20 @@ def whole(tmp_path_factory: pytest.TempPathFactory, corpus: Path, tokenizer_fold
     folder = tmp_path_factory.mktemp("whole")
     assert extend(recipe(folder, corpus, tokenizer_folder)) == folder / "run" / "phase-2" / "export"
     return folder
+
+
+def test_a_pipeline_measures_and_trains_like_one_process(tmp_path: Path, corpus: Path, tokenizer_folder: Path) -> None:
+    """The curves before training too, which need the other context on every stage."""
+    changes = {"extend.phases": [[128, 4, 1], [256, 4, 1]], "parallel.pipeline": 2}
+    alone = recipe(tmp_path / "alone", corpus, tokenizer_folder, changes | {"parallel.pipeline": 1})
+    extend(alone)
+    config = recipe(tmp_path / "ranks", corpus, tokenizer_folder, changes)
+    ended = run(2, extend_on_ranks, config, Layout(pipeline=2), folder=tmp_path, limit=300.0)
+    assert all(rank.code == 0 for rank in ended.values()), ended
+    one, two = (json.loads((tmp_path / f"{name}/run/lengths.json").read_text()) for name in ("alone", "ranks"))
+    assert list(one) == list(two) == [AS_TRAINED, YARN_ALONE, "phase 1", "phase 2"]
+    for name, curve in one.items():
+        assert two[name] == pytest.approx(curve, abs=2e-4), name
 
 
 def test_what_an_extension_leaves(whole: Path) -> None:

@@ -13,6 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def wide(x: Tensor) -> Tensor:
+    """x in FP32, the precision of norms, rotations and routing. FP64 stays: a model can then be its own judge."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def _trains_on_cpu(x: Tensor) -> bool:
     if not (x.requires_grad and torch.is_grad_enabled() and x.device.type == "cpu" and x.dtype == torch.float32):
         return False
@@ -62,7 +67,7 @@ class _Rotate(torch.autograd.Function):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate adjacent pairs of x [..., T, H, R] by cos, sin [..., T, R/2]; computed in FP32, returned in x's dtype."""
+    """Rotate adjacent pairs of x [..., T, H, R] by cos, sin [..., T, R/2], in FP32 or wider; x's dtype."""
     if x.ndim == 4 and _trains_on_cpu(x):
         out: Tensor = _Rotate.apply(x, cos, sin)  # type: ignore[no-untyped-call]
         return out
@@ -71,6 +76,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def plain_rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """The definition of `rotate`."""
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    even, odd = wide(x).unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = cos[..., None, :], sin[..., None, :]
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)

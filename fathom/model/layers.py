@@ -1,7 +1,7 @@
 """The small layers: RMSNorm and the SwiGLU feed-forward network.
 
 Rounding of RMSNorm follows the released model: normalise in FP32, round to the activation dtype, THEN multiply by the
-gain (facts 9.13).
+gain.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fathom.kernels.pointwise import rms_norm
+from fathom.kernels.pointwise import rms_norm, wide
 
 
 class RMSNorm(nn.Module):
@@ -25,7 +25,7 @@ class RMSNorm(nn.Module):
         """[..., dim] -> [..., dim]"""
         if x.dtype == self.weight.dtype == torch.float32:  # nothing to round: the fused form is the same function
             return rms_norm(x, self.weight, self.eps)
-        normed = F.rms_norm(x.float(), self.weight.shape, None, self.eps)
+        normed = F.rms_norm(wide(x), self.weight.shape, None, self.eps)
         return normed.to(x.dtype) * self.weight
 
 

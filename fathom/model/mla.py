@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from fathom.config import ModelConfig
 from fathom.kernels.attention import attention
-from fathom.kernels.pointwise import rotate
+from fathom.kernels.pointwise import rotate, wide
 from fathom.model.layers import RMSNorm, dense_weight
 
 AttentionForm = Literal["naive", "absorbed"]
@@ -128,7 +128,7 @@ class MultiHeadLatentAttention(nn.Module):
         q_latent = torch.einsum("bthn,hnc->bthc", q_nope, w_uk)
         scores = torch.einsum("bthc,bsc->bhts", q_latent, latent_BSC)
         scores = scores + torch.einsum("bthr,bsr->bhts", q_rope, k_rope_BSR)
-        scores = scores.float() * c.softmax_scale
+        scores = wide(scores) * c.softmax_scale
         if mask is None:
             new, total = scores.shape[-2:]
             mask = torch.ones(new, total, dtype=torch.bool, device=scores.device).tril(total - new)[None]

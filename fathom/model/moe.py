@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fathom.config import ModelConfig
 from fathom.kernels.ops import Ops
+from fathom.kernels.pointwise import wide
 from fathom.model.layers import SwiGLU
 
 
@@ -47,7 +48,7 @@ class Gate(nn.Module):
         """[..., D] -> Routing over [..., E] and [..., K]"""
         c = self.config
         with torch.autocast(x.device.type, enabled=False):
-            logits = x.float() @ self.weight.float().T
+            logits = wide(x) @ wide(self.weight).T
             scores = logits.sigmoid() if c.scoring_func == "sigmoid" else logits.softmax(dim=-1)
             indices = self._select(scores.detach())
             weights = scores.gather(-1, indices)

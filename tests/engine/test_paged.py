@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from chain import chain_model
+from float64 import assert_as_near, exact_logits
 from tiny import VOCAB, tiny_config, tiny_model
 
 import fathom.engine.selfcheck as selfcheck
@@ -27,9 +28,8 @@ def test_paged_logits_equal_the_models_own(tokenizer, kernels, chunk):
     for model in (*models, tiny_model(6, rope_scaling=yarn)):
         llm = LLM.from_parts(model, tokenizer, kernels=kernels, page_size=4)
         with torch.no_grad():
-            want = model(torch.tensor([TOKENS]), attention="naive")[0]
-        have = paged_logits(llm, TOKENS, chunk)
-        assert torch.allclose(have, want, atol=2e-5 * float(want.std()) + 1e-6)
+            plain = model(torch.tensor([TOKENS]), attention="naive")[0]
+        assert_as_near(paged_logits(llm, TOKENS, chunk), plain, exact_logits(model, TOKENS))
         assert llm.engine.pool.held == 0
 
 
@@ -42,21 +42,21 @@ def test_long_prompts_with_yarn(tokenizer, kernels, chunk):
     tokens = torch.randint(20, VOCAB, (2600,), generator=torch.Generator().manual_seed(0)).tolist()
     llm = LLM.from_parts(model, tokenizer, kernels=kernels, max_running=1)
     with torch.no_grad():
-        want = model(torch.tensor([tokens]), attention="naive")[0]
-    have = paged_logits(llm, tokens, chunk)
-    assert torch.allclose(have, want, atol=2e-5 * float(want.std()) + 1e-6)
+        plain = model(torch.tensor([tokens]), attention="naive")[0]
+    assert_as_near(paged_logits(llm, tokens, chunk), plain, exact_logits(model, tokens))
 
 
 @pytest.mark.parametrize("kernels", [COMPILED])
 def test_compiled_logits_do_not_depend_on_the_batch(tokenizer, kernels, monkeypatch):
     """Bit for bit while sequences have few new tokens each; a long chunk takes the prefill path, equal to rounding."""
     monkeypatch.setattr(selfcheck, "SINGLE", 0)
-    llm = LLM.from_parts(tiny_model(3), tokenizer, kernels=kernels)
+    model = tiny_model(3)
+    llm = LLM.from_parts(model, tokenizer, kernels=kernels)
     alone = paged_logits(llm, TOKENS, 1)
     for chunk in (2, 3, 7, 33):
         assert torch.equal(paged_logits(llm, TOKENS, chunk), alone), chunk
     whole = paged_logits(llm, TOKENS, len(TOKENS))
-    assert torch.allclose(whole, alone, rtol=0, atol=1e-5 * float(alone.std()))
+    assert_as_near(whole, alone, exact_logits(model, TOKENS))
 
 
 @pytest.mark.parametrize("kernels", ["torch", COMPILED])

@@ -11,10 +11,10 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 help:            ## show this list
 	@grep -E '^[a-z]+: .*##|^[a-z]+:  *##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
 
-chat: $(VENV)/.installed   ## talk with the bundled model
+chat: $(VENV)/.installed   ## talk with smol (made at the first start; without network: minnow)
 	@$(BIN)/fathom chat
 
-serve: $(VENV)/.installed   ## serve the bundled model: API and chat page on http://127.0.0.1:8000
+serve: $(VENV)/.installed   ## serve smol (the same): API and chat page on http://127.0.0.1:8000
 	@$(BIN)/fathom serve
 
 test: $(VENV)/.installed-dev browser   ## run the test suite
@@ -38,7 +38,7 @@ format: $(VENV)/.installed-dev   ## rewrite the sources as ruff likes them
 	$(BIN)/ruff format .
 
 minnow: $(VENV)/.installed   ## build the bundled model from nothing: corpus, pretraining, extension, SFT, release (about three hours)
-	$(BIN)/fathom corpus build --out data/minnow
+	$(BIN)/fathom corpus build --out data/minnow --digits single
 	$(BIN)/fathom train pretrain recipes/minnow-pretrain.toml
 	$(BIN)/fathom train extend recipes/minnow-extend.toml
 	$(BIN)/fathom train sft recipes/minnow-sft.toml

@@ -42,9 +42,9 @@ from environments import RIVALS, NotInstalled, python_of
 from workload import LONG, Measure, floor_rate, measures, prompts, step_bytes
 
 from fathom.checkpoint.convert import convert
-from fathom.checkpoint.locate import resolve
 from fathom.checkpoint.plan import Options
 from fathom.config import ModelConfig
+from fathom.models.resolve import resolve
 from fathom.text.tokenizer import Tokenizer
 
 AGREE = 20  # first tokens that must be the same

@@ -9,10 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fathom.checkpoint.reader import load_model
     from fathom.config import ModelConfig
     from fathom.engine.llm import LLM
     from fathom.engine.params import SamplingParams
+    from fathom.models.load import load_model
 
 __version__ = "0.1.0"
 __all__ = ["LLM", "ModelConfig", "SamplingParams", "__version__", "load_model"]
@@ -21,7 +21,7 @@ _HOME = {
     "LLM": "fathom.engine.llm",
     "ModelConfig": "fathom.config",
     "SamplingParams": "fathom.engine.params",
-    "load_model": "fathom.checkpoint.reader",
+    "load_model": "fathom.models.load",
 }
 
 

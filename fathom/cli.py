@@ -22,12 +22,15 @@ COMMANDS: dict[str, tuple[str, str]] = {  # name -> (module, one line of help)
     "chat": ("fathom.commands.chat", "talk with a model, or answer one prompt (-p, standard input)"),
     "generate": ("fathom.commands.generate", "answer a file of prompts"),
     "serve": ("fathom.commands.serve", "serve an OpenAI-compatible API and a chat page"),
+    "models": ("fathom.commands.models", "list the models that have names, fetch or remove one"),
     "check": ("fathom.commands.check", "compare this machine's fast path with the reference, measure its speed"),
     "inspect": ("fathom.commands.inspect", "show what a checkpoint holds, from its headers alone"),
     "convert": ("fathom.commands.convert", "convert a checkpoint between FP8, BF16, demo and Hugging Face layout"),
+    "upcycle": ("fathom.commands.upcycle", "make a DeepSeek-V3 checkpoint of a Llama-type model"),
     "corpus": ("fathom.commands.corpus", "build the training corpus and its tokenizer"),
     "data": ("fathom.commands.data", "build token shards from text files, show a batch of them"),
     "needle": ("fathom.commands.needle", "find a number hidden in a long text: lengths x depths, as a heat map"),
+    "acceptance": ("fathom.commands.acceptance", "measure how many MTP drafts a model accepts, and what they bring"),
     "train": ("fathom.commands.train", "train a model from a recipe, report on a run, export it"),
 }
 
@@ -63,7 +66,7 @@ def fail(message: str) -> int:
 
 def usage() -> str:
     """The table of commands."""
-    lines = [f"  {name:<9} {help_line}" for name, (_, help_line) in COMMANDS.items()]
+    lines = [f"  {name:<10} {help_line}" for name, (_, help_line) in COMMANDS.items()]
     head = ["usage: fathom COMMAND ...", "", "DeepSeek-V3 in one code base: load, convert, talk to, serve, train.", ""]
     foot = ["", "`fathom COMMAND --help` explains a command; `fathom --version` prints the version."]
     return "\n".join(head + lines + foot)

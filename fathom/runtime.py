@@ -65,6 +65,12 @@ def fast_bf16(device: torch.device) -> bool:
     return True
 
 
+def bf16_products(device: torch.device) -> bool:
+    """Whether this device multiplies BF16 at all. On a CPU with AVX-512 BF16 but no AMX the gain depends on the maker:
+    0.6x of FP32 (see `fast_bf16`) on one, 2.1x on a Zen 4. So it is used there where BF16 is asked for by name."""
+    return fast_bf16(device) or bool(torch.cpu._is_avx512_bf16_supported())
+
+
 def keep_freed_memory() -> None:
     """Tell glibc to keep large freed blocks instead of returning each to the kernel.
 

@@ -11,13 +11,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import fathom
 from fathom.checkpoint.convert import convert
-from fathom.checkpoint.locate import resolve
 from fathom.checkpoint.plan import Options
 from fathom.checkpoint.reader import open_checkpoint
 from fathom.config import ModelConfig
 from fathom.evals.acceptance import greedy_acceptance
 from fathom.model.context import extended
 from fathom.model.transformer import DeepseekV3
+from fathom.models.resolve import resolve
 
 FOLDER = resolve("minnow")
 TEXT = (

@@ -1,8 +1,9 @@
-"""Contender: llama.cpp through llama-cpp-python's low-level calls. Options: model, threads, dtypes, gguf (a folder).
+"""Contender: llama.cpp through llama-cpp-python's low-level calls. Options: model, threads, dtypes, gguf (a folder),
+and for a GGUF file that is there already: file.
 
 The checkpoint is written as GGUF first (gguf_export.py), once per dtype of the weights; activations and sums are FP32
-either way, the cache is FP16 (its default). Variants: dtype of the weights, flash attention on or off. Each stream is a
-sequence of one batch.
+either way, the cache is FP16 (its default). With `file` that file is read as it is, and the dtype is only a name.
+Variants: dtype of the weights, flash attention on or off. Each stream is a sequence of one batch.
 """
 
 from __future__ import annotations
@@ -37,8 +38,7 @@ class LlamaCppRunner:
             return self.contexts[variant]
         dtype, way = variant.split()
         if dtype not in self.models:
-            file = Path(self.options["gguf"]) / f"{dtype}.gguf"
-            gguf_export.export(Path(self.options["model"]), file, dtype)
+            file = self._file(dtype)
             params = llama_cpp.llama_model_default_params()
             params.n_gpu_layers = 0
             self.models[dtype] = llama_cpp.llama_model_load_from_file(str(file).encode(), params)
@@ -54,6 +54,13 @@ class LlamaCppRunner:
         if not self.contexts[variant]:
             raise RuntimeError(f"llama.cpp makes no context for {variant}; its log says why")
         return self.contexts[variant]
+
+    def _file(self, dtype: str) -> Path:
+        if self.options.get("file"):
+            return Path(self.options["file"])
+        file = Path(self.options["gguf"]) / f"{dtype}.gguf"
+        gguf_export.export(Path(self.options["model"]), file, dtype)
+        return file
 
     def _step(self, context: Any, tokens: list[list[int]], start: int) -> list[int]:
         """Run the next tokens of each stream, all at positions from `start`; the greedy token after each."""

@@ -46,10 +46,11 @@ def is_demo(folder: Path) -> bool:
 
 def read_layout(folder: Path, config: ModelConfig, reader: FileReader) -> Found:
     """Read all headers of a folder."""
-    return _read_demo(folder, config, reader) if is_demo(folder) else _read_hf(folder, reader)
+    return _read_demo(folder, config, reader) if is_demo(folder) else read_hf(folder, reader)
 
 
-def _read_hf(folder: Path, reader: FileReader) -> Found:
+def read_hf(folder: Path, reader: FileReader) -> Found:
+    """Read all headers of a folder in Hugging Face layout, of whatever model."""
     found = Found("hf", [], {}, {})
     weight_map = _weight_map(folder, found)
     names = sorted(set(weight_map.values())) if weight_map is not None else _unindexed(folder, found)

@@ -1,4 +1,5 @@
-"""From what a person types to a folder: a path, a Hugging Face hub id (`owner/name`, also offline), or `minnow`."""
+"""A checkpoint by its path or its Hugging Face hub id (`owner/name`, also offline). Names like `minnow` are one layer
+up: models/resolve.py asks here first."""
 
 from __future__ import annotations
 
@@ -7,31 +8,18 @@ from pathlib import Path
 
 from fathom.runtime import UserError, at_home
 
-BUNDLED = ("minnow",)
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "README.md"]
 
 
-def resolve(model: str | Path) -> Path:
-    """The folder of a checkpoint. A folder of that name wins over a bundled model, and both over the hub."""
+def locate(model: str | Path) -> Path | None:
+    """The folder of a path or hub id; None if it is neither."""
     path = at_home(model)
     if path.is_dir():
         return path
     if path.exists():
         raise UserError(f"{path} is a file; give the folder that holds config.json and the safetensors files")
-    name = str(model)
-    if name in BUNDLED:
-        return _bundled(name)
-    if HUB_ID.fullmatch(name):
-        return _from_hub(name)
-    raise UserError(f"{name!r} is neither a folder, a hub id (owner/name) nor a bundled model ({', '.join(BUNDLED)})")
-
-
-def _bundled(name: str) -> Path:
-    folder = Path(__file__).resolve().parent.parent / "assets" / name
-    if not (folder / "config.json").exists():
-        raise UserError(f"this installation has no {name} in {folder}; install Fathom again or give a folder")
-    return folder
+    return _from_hub(str(model)) if HUB_ID.fullmatch(str(model)) else None
 
 
 def _from_hub(name: str) -> Path:

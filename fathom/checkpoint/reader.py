@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from fathom.checkpoint.check import Checked, check, summary
 from fathom.checkpoint.layout import Found, is_demo, read_layout
-from fathom.checkpoint.locate import resolve
 from fathom.checkpoint.names import TensorSpec, by_parameter
 from fathom.checkpoint.recipes import StoredWeight
 from fathom.checkpoint.safetensors_io import FileReader
@@ -90,14 +89,14 @@ def open_checkpoint(folder: Path | str, config_file: Path | None = None) -> Chec
     )
 
 
-def load_model(path_or_name: Path | str = "minnow", dtype: str = "auto", device: str = "auto") -> DeepseekV3:
-    """The model of a folder, hub id or bundled name, in eval mode.
+def load_model(folder: Path | str, dtype: str = "auto", device: str = "auto") -> DeepseekV3:
+    """The model of a folder, in eval mode. (`fathom.load_model` takes names and hub ids too: models/load.py.)
 
     dtype "auto": bfloat16 for FP8 and BF16 checkpoints, float32 or float16 for those; FP8 is dequantised. "fp8" is the
     same, but weights that are stored in FP8 stay so (model/quant.py).
     """
     target = pick_device(device)
-    with open_checkpoint(resolve(path_or_name)) as checkpoint:
+    with open_checkpoint(folder) as checkpoint:
         for note in checkpoint.notes:
             warnings.warn(note, stacklevel=2)
         weights = checkpoint.weights.values()
@@ -147,8 +146,9 @@ def _copy(weight: StoredWeight, target: Tensor, advance: Callable[[int], None]) 
 
 
 @torch.no_grad()
-def fill_part(folder: Path, tensors: Mapping[str, Tensor], first_expert: Mapping[str, int]) -> None:
-    """Set tensors, named as in our model, to the values of a checkpoint; what is not asked for is not read.
+def fill_part(folder: Path, tensors: Mapping[str, Tensor], first_expert: Mapping[str, int]) -> set[str]:
+    """Set tensors, named as in our model, to the values of a checkpoint; what is not asked for is not read. Returns the
+    names that the checkpoint does not have.
 
     first_expert: of stacks of experts that are held in part, the number of the first expert held.
     """
@@ -156,7 +156,7 @@ def fill_part(folder: Path, tensors: Mapping[str, Tensor], first_expert: Mapping
         specs = by_parameter({name: w.spec for name, w in checkpoint.weights.items()})
         with progress("loading", sum(t.numel() for t in tensors.values()), unit="parameters") as bar:
             for name, tensor in tensors.items():
-                for spec in specs[name]:
+                for spec in specs.get(name, []):
                     slot = spec.slot
                     assert slot is not None
                     if slot.expert is not None:
@@ -165,6 +165,7 @@ def fill_part(folder: Path, tensors: Mapping[str, Tensor], first_expert: Mapping
                             continue
                         slot = replace(slot, expert=own)
                     _copy(checkpoint.weights[spec.name], slot.of(tensor), bar.advance)
+    return tensors.keys() - specs.keys()
 
 
 def _stored_fp8(weights: dict[str, StoredWeight]) -> set[str]:

@@ -19,16 +19,18 @@ import tyro
 
 from fathom.commands.chat_input import history_path, line_editing, paste_pending, read_message
 from fathom.commands.chat_session import ChatSession
+from fathom.engine.defaults import described
 from fathom.engine.llm import LLM
 from fathom.engine.outputs import Delta, Metrics
 from fathom.engine.params import SamplingParams
+from fathom.models.default import choose
 from fathom.runtime import UserError
 
 SAMPLE_PROMPT = "Tell me a short story about a little fish."
 SAMPLE_TOKENS = 200
 
 EXAMPLES = """
-  fathom chat                                    talk with the bundled model
+  fathom chat                                    talk with smol, which is fetched at the first start
   fathom chat DIR --temperature 0 -p "2 + 2 = ?" one answer from another model
   git diff | fathom chat DIR -p "Summarise:" --json
 """
@@ -38,20 +40,20 @@ EXAMPLES = """
 class Args:
     """Talk with a model, or answer one prompt."""
 
-    model: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="[MODEL]")]] = "minnow"
-    """A folder in Hugging Face layout, a hub id, or the bundled model."""
+    model: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="[MODEL]")]] = None
+    """A folder in Hugging Face layout, a hub id, or a name that `fathom models` lists; default: smol."""
     prompt: Annotated[str | None, tyro.conf.arg(aliases=("-p",), metavar="PROMPT")] = None
     """Answer this and leave; standard input, if piped, follows it."""
     json: bool = False
     """Print the one answer as a JSON object."""
     system: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
     """System text."""
-    temperature: float = 0.6
-    """0 is greedy."""
-    top_p: float = 0.95
-    """Draw from the likeliest tokens that hold this much probability."""
+    temperature: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
+    """0 is greedy; default: what the model recommends."""
+    top_p: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
+    """Draw from the likeliest tokens that hold this much probability; default: what the model recommends."""
     max_tokens: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """Longest answer; default: what the context holds."""
+    """Longest answer; default: what the model recommends, else what the context holds."""
     seed: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Makes the session repeatable; default: a new one each time."""
     thinking: bool = False
@@ -64,18 +66,21 @@ class Args:
 
 def run(args: Args) -> int:
     """Decide between a conversation and one answer, then load the model and go."""
-    params = SamplingParams(temperature=args.temperature, top_p=args.top_p, max_tokens=args.max_tokens)
+    asked = {"temperature": args.temperature, "top_p": args.top_p, "max_tokens": args.max_tokens}
+    given = {name: value for name, value in asked.items() if value is not None}
+    SamplingParams.from_dict(given)  # refused before the weights are read
     seed = args.seed if args.seed is not None else secrets.randbits(32)
-    SamplingParams(seed=seed)  # refused before the weights are read
+    SamplingParams(seed=seed)
     at_terminal = _is_terminal(sys.stdin) and _is_terminal(sys.stdout)
     conversation = args.prompt is None and at_terminal
     if conversation and args.json:
         raise UserError("--json is for one answer; give -p PROMPT or pipe a text in")
     prompt = None if conversation else one_prompt(args.prompt)
-    llm = LLM(args.model, dtype=args.dtype, device=args.device, seed=seed)
+    llm = LLM(choose(args.model), dtype=args.dtype, device=args.device, seed=seed)
     if llm.template is not None and llm.template.note:
         print(f"fathom: {llm.template.note}", file=sys.stderr)
-    session = ChatSession(params, args.system, args.thinking, args.model)
+    params = llm.sampling.replace(**given)
+    session = ChatSession(params, args.system, args.thinking, llm.name)
     if conversation:
         return converse(llm, session)
     if prompt is None:
@@ -116,7 +121,8 @@ def answer_once(llm: LLM, session: ChatSession, prompt: str | None, *, as_json: 
 def converse(llm: LLM, session: ChatSession) -> int:
     """The conversation at the terminal. Ctrl-C stops an answer or clears the line; twice in a row at the prompt, or
     Ctrl-D, leaves."""
-    print(f"{llm.name}, context {llm.max_model_len} tokens. /help lists commands, Ctrl-C stops an answer, Ctrl-D ends.")
+    print(f"{llm.name}, context {llm.max_model_len} tokens, {described(session.params)}.")
+    print("/help lists commands, Ctrl-C stops an answer, Ctrl-D ends.")
     with line_editing(history_path()) as remember:
         interrupted = False
         while True:

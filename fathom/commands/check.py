@@ -37,7 +37,7 @@ class Args:
     """Compare the fast path of this machine with the reference on the same prompts, and measure its speed."""
 
     model: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="[MODEL]")]] = "minnow"
-    """A folder in Hugging Face layout, a hub id, or the bundled model."""
+    """A folder in Hugging Face layout, a hub id, or a name that `fathom models` lists."""
     dtype: str = "auto"
     """auto (weights as stored), float32, bfloat16 or float16."""
     device: str = "auto"
@@ -95,7 +95,7 @@ def run(args: Args) -> int:
 
 
 def _reference(args: Args, llm: LLM) -> DeepseekV3:
-    from fathom.checkpoint.reader import load_model
+    from fathom.models.load import load_model
 
     needed, free = 4 * llm.model.num_parameters().with_mtp, free_memory(torch.device("cpu"))
     if needed > free:

@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 import tyro
 
 from fathom.checkpoint.convert import Result, convert
-from fathom.checkpoint.locate import resolve
 from fathom.checkpoint.plan import Options
+from fathom.models.resolve import resolve
 from fathom.runtime import UserError
 
 EXAMPLES = """
@@ -30,7 +30,7 @@ class Args:
     """Convert a checkpoint. The source is only read; memory stays small whatever the size."""
 
     src: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SRC")]]
-    """A folder (Hugging Face or demo layout), a hub id, or minnow."""
+    """A folder (Hugging Face or demo layout), a hub id, or a name that `fathom models` lists."""
     dst: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="DST")]]
     """A new folder, or one where the same conversion was interrupted."""
     to: Literal["bf16", "fp8", "demo", "hf"]

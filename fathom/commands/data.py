@@ -10,20 +10,23 @@ import tyro
 
 from fathom.commands.flags import parse_flags
 from fathom.runtime import UserError, atomic_write
+from fathom.text.bpe import Digits
 from fathom.text.build import build
 from fathom.text.encoder import vocabulary
 from fathom.text.filters import Rules
 from fathom.text.ingest import Reading, find
+from fathom.text.own_tokenizer import own_tokenizer
 from fathom.text.packed import Noise, PackedDataset
 from fathom.text.shards import open_streams, stored_weights
 from fathom.text.stages import Plan
 from fathom.text.tokenizer import Tokenizer
 
-USAGE = """usage: fathom data build INPUT ... --out DIR --tokenizer DIR [flags]
+USAGE = """usage: fathom data build INPUT ... --out DIR (--tokenizer DIR | --train-tokenizer IDS) [flags]
        fathom data show DIR [--step N] [flags]
 
 build reads text, JSONL, Parquet (.gz, .zst) or hub data sets, normalises and filters them, drops near duplicates, and
-writes token shards; a build that was interrupted continues when the same command is run again.
+writes token shards; a build that was interrupted continues when the same command is run again. With
+--train-tokenizer the tokenizer is trained on the same text.
 show prints a training batch of the shards as text.
 `fathom data build --help` and `fathom data show --help` list the flags.
 
@@ -34,6 +37,7 @@ examples:
 EXAMPLES_BUILD = """
   fathom data build books/ web=crawl/*.jsonl.zst --out tokens --tokenizer data/minnow/tokenizer --weights web=0.5
   fathom data build hub:HuggingFaceFW/fineweb:sample-10BT:train --out tokens --tokenizer DIR --processes 8
+  fathom data build books/ --out tokens --train-tokenizer 16384 --digits single
   fathom data build data/minnow/train.jsonl --source-column source --no-dedup --out tokens --tokenizer DIR
 """
 EXAMPLES_SHOW = """
@@ -50,8 +54,12 @@ class Build:
     """Files, folders, globs, hub:ID[:CONFIG[:SPLIT]]; NAME is the source, by default that of the file or folder."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """Folder for the shards."""
-    tokenizer: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    tokenizer: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder with tokenizer.json."""
+    train_tokenizer: Annotated[int, tyro.conf.arg(metavar="IDS")] = 0
+    """In place of --tokenizer: train one with so many ids on the inputs, into the folder tokenizer of --out."""
+    digits: Digits | None = None
+    """Of a trained tokenizer: numbers as groups of up to three digits as in V3 (default), or each digit alone."""
     weights: Annotated[list[str], tyro.conf.arg(metavar="NAME=FACTOR")] = field(default_factory=list)
     """Factors on the sources' shares of tokens in training; a recipe's data.weights come before them."""
     text_column: str = "text"
@@ -94,13 +102,24 @@ class Build:
         names = sorted({part.source for part in plan.parts})
         if not self.source_column and set(weights) - set(names):
             raise UserError(f"--weights name {sorted(set(weights) - set(names))}, the sources are {names}")
-        meta = build(self.out, plan, vocabulary(self.tokenizer), processes=self.processes, weights=weights or None)
+        tokenizer = self._tokenizer(plan)
+        meta = build(self.out, plan, vocabulary(tokenizer), processes=self.processes, weights=weights or None)
         for name in ("tokenizer.json", "tokenizer_config.json"):
-            if (self.tokenizer / name).exists():
+            if (tokenizer / name).exists() and tokenizer != self.out / "tokenizer":
                 with atomic_write(self.out / "tokenizer" / name) as path:
-                    path.write_bytes((self.tokenizer / name).read_bytes())
+                    path.write_bytes((tokenizer / name).read_bytes())
         print("\n".join(summary(meta)))
         return 0
+
+    def _tokenizer(self, plan: Plan) -> Path:
+        """The folder of the tokenizer that was given, or of one that is trained now."""
+        if (self.tokenizer is None) == (not self.train_tokenizer):
+            raise UserError("give --tokenizer DIR or --train-tokenizer IDS, one of the two")
+        if self.tokenizer is not None:
+            if self.digits is not None:
+                raise UserError(f"--digits {self.digits} has no effect with --tokenizer; it is for --train-tokenizer")
+            return self.tokenizer
+        return own_tokenizer(self.out, plan, self.train_tokenizer, self.digits or "v3")
 
 
 def parse_weights(given: list[str]) -> dict[str, float]:

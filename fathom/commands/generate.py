@@ -3,6 +3,8 @@
 Input: text, one prompt per line; or, if the name ends in .jsonl, one object per line:
     {"prompt": "..."} or {"messages": [...]}, with any sampling field beside it: {"prompt": "...", "temperature": 0}
 Output: {"index": 0, "request": "<hash>", "prompt_tokens": 9, "generated_tokens": 5, "outputs": [{"text": ...}]}
+and, of a conversation that was answered once, "messages" with the answer at its end: dialogues that a model can be
+trained on (`fathom train sft`, `distill`).
 
 The whole input is checked, lengths included, before the first answer. `request` is a hash over prompt, sampling fields
 and model. A run that was cut off goes on where it stopped: the lines already there must carry the hashes of this
@@ -23,9 +25,10 @@ from typing import Annotated, Any
 import tyro
 
 from fathom.commands.generate_files import Request, read_done, read_requests
+from fathom.engine.defaults import FIELDS, default_sampling
 from fathom.engine.llm import LLM
 from fathom.engine.outputs import RequestOutput
-from fathom.engine.params import SamplingParams
+from fathom.models.resolve import resolve
 from fathom.runtime import UserError, progress
 
 EXAMPLES = """
@@ -39,7 +42,7 @@ class Args:
     """Answer a file of prompts; an interrupted run goes on where it stopped."""
 
     model: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="MODEL")]]
-    """A folder in Hugging Face layout, a hub id, or minnow."""
+    """A folder in Hugging Face layout, a hub id, or a name that `fathom models` lists."""
     input_file: Path
     """Text, a prompt per line; or .jsonl with prompt or messages, and sampling fields, per line."""
     output_file: Path
@@ -48,24 +51,24 @@ class Args:
     """A prompt is a user's message for the chat template, not text to continue."""
     overwrite: bool = False
     """Begin anew, whatever the output file holds."""
-    temperature: float = 1.0
-    """0 is greedy."""
-    top_p: float = 1.0
+    temperature: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
+    """0 is greedy. Left out, this and the next four are what the model recommends (generation_config.json)."""
+    top_p: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
     """Draw from the likeliest tokens that hold this much probability."""
-    top_k: int = 0
+    top_k: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Draw from this many likeliest tokens; 0: from all."""
-    min_p: float = 0.0
+    min_p: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
     """Drop tokens less likely than this times the likeliest."""
     max_tokens: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """Longest answer; default: what the context holds."""
+    """Longest answer; if the model recommends nothing: what the context holds."""
     stop: tuple[str, ...] = ()
     """End an answer before any of these texts."""
     n: int = 1
     """Samples per prompt."""
     logprobs: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Write log-probabilities: 0 of the chosen token, k also of the k likeliest."""
-    repetition_penalty: float = 1.0
-    """Above 1: tokens already seen become less likely."""
+    repetition_penalty: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
+    """Above 1: tokens already seen become less likely. Left out: what the model recommends."""
     presence_penalty: float = 0.0
     """Taken off the logit of tokens already in the answer."""
     frequency_penalty: float = 0.0
@@ -82,11 +85,10 @@ class Args:
 
 def run(args: Args) -> int:
     """Read, check, see what is done, answer the rest."""
-    base = SamplingParams(
-        temperature=args.temperature, top_p=args.top_p, top_k=args.top_k, min_p=args.min_p, max_tokens=args.max_tokens,
-        stop=args.stop, n=args.n, logprobs=args.logprobs, repetition_penalty=args.repetition_penalty,
-        presence_penalty=args.presence_penalty, frequency_penalty=args.frequency_penalty, ignore_eos=args.ignore_eos,
-        seed=args.seed,
+    given = {name: value for name in FIELDS.values() if (value := getattr(args, name)) is not None}
+    base = default_sampling(resolve(args.model)).replace(
+        **given, stop=args.stop, n=args.n, logprobs=args.logprobs, presence_penalty=args.presence_penalty,
+        frequency_penalty=args.frequency_penalty, ignore_eos=args.ignore_eos, seed=args.seed,
     )  # fmt: skip
     requests = read_requests(args.input_file, base, args.model, chat=args.chat)
     if args.output_file.exists() and args.output_file.samefile(args.input_file):
@@ -129,4 +131,7 @@ def record(index: int, request: Request, out: RequestOutput) -> dict[str, Any]:
             entry["logprobs"] = [{"logprob": p.logprob, "top": [list(pair) for pair in p.top]} for p in sample.logprobs]
         outputs.append(entry)
     counts = {"prompt_tokens": out.metrics.prompt_tokens, "generated_tokens": out.metrics.generated_tokens}
-    return {"index": index, "request": request.key} | counts | {"outputs": outputs}
+    whole: dict[str, Any] = {}
+    if not isinstance(request.prompt, str) and len(out.outputs) == 1:
+        whole["messages"] = [*request.prompt, {"role": "assistant", "content": out.outputs[0].text}]
+    return {"index": index, "request": request.key} | counts | {"outputs": outputs} | whole

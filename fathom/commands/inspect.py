@@ -13,7 +13,7 @@ from rich.table import Table
 
 from fathom.checkpoint.check import summary
 from fathom.checkpoint.inspect import Report, inspect
-from fathom.checkpoint.locate import resolve
+from fathom.models.resolve import resolve
 
 EXAMPLES = """
   fathom inspect                                 the bundled model
@@ -26,7 +26,7 @@ class Args:
     """Show what a checkpoint holds, from its headers alone."""
 
     model: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="MODEL")]] = "minnow"
-    """A folder (Hugging Face or demo layout), a hub id, or the bundled model."""
+    """A folder (Hugging Face or demo layout), a hub id, or a name that `fathom models` lists."""
     json: bool = False
     """Print one JSON document."""
 

@@ -34,7 +34,7 @@ class Args:
     """Needle in a haystack; several models side by side, such as with and without the long-context extension."""
 
     models: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="MODEL")]]
-    """Folders in Hugging Face layout, hub ids, or minnow."""
+    """Folders in Hugging Face layout, hub ids, or names that `fathom models` lists."""
     out: Path
     """Folder for results and pictures; an interrupted run goes on there."""
     haystack: Path = Path("data/minnow/heldout.jsonl")
@@ -108,10 +108,10 @@ def forms(form: str, llm: LLM) -> tuple[Form, ...]:
 
 def open_model(model: str, longest: int, args: Args) -> LLM:
     """A model whose context holds `longest` tokens, trained on so many or not."""
-    from fathom.checkpoint.locate import resolve
     from fathom.checkpoint.reader import load_model
     from fathom.engine.setup import loading_dtype
     from fathom.model.context import set_config
+    from fathom.models.resolve import resolve
     from fathom.text.chat import ChatTemplate
     from fathom.text.tokenizer import Tokenizer
 
@@ -162,13 +162,13 @@ def lines(model: str, results: list[Result]) -> list[str]:
 
 
 def _context(model: str) -> int:
-    from fathom.checkpoint.locate import resolve
     from fathom.checkpoint.reader import read_config
+    from fathom.models.resolve import resolve
 
     return read_config(resolve(model)).max_position_embeddings
 
 
 def _identity(model: str, dtype: str) -> str:
-    from fathom.checkpoint.locate import resolve
+    from fathom.models.resolve import resolve
 
     return f"{fingerprint(resolve(model))}/{dtype}"

@@ -10,22 +10,23 @@ from typing import Annotated, Literal
 
 import tyro
 
-from fathom.checkpoint.locate import resolve
 from fathom.engine.llm import LLM
 from fathom.engine.service import EngineService
+from fathom.models.card import starters
+from fathom.models.default import choose
 from fathom.runtime import UserError
 from fathom.server.app import create_app
 from fathom.server.serving import bind, serve
-from fathom.server.settings import Sampling, Settings, public_name, read_keys
+from fathom.server.settings import Settings, public_name, read_keys
 from fathom.server.startup import ready_text
 
 EXAMPLES = """
-  fathom serve                                        the bundled model at http://127.0.0.1:8000
+  fathom serve                                        smol, fetched at the first start, at http://127.0.0.1:8000
   fathom serve DIR --port 9000 --cache-tokens 200000  another model, with more cache
   fathom serve DIR --host 0.0.0.0 --api-key-file keys to others, with keys
 
   curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\
-       -d '{"model": "minnow", "messages": [{"role": "user", "content": "Hello"}]}'
+       -d '{"model": "smol", "messages": [{"role": "user", "content": "Hello"}]}'
 """
 
 
@@ -33,8 +34,8 @@ EXAMPLES = """
 class Args:
     """Serve a model: OpenAI API under /v1, chat page at /, API reference at /docs."""
 
-    model: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="[MODEL]")]] = "minnow"
-    """A folder in Hugging Face layout, a hub id, or the bundled model."""
+    model: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="[MODEL]")]] = None
+    """A folder in Hugging Face layout, a hub id, or a name that `fathom models` lists; default: smol."""
     host: str = "127.0.0.1"
     """Address to listen at. A loopback address answers this machine only; 0.0.0.0 answers everyone."""
     port: int = 8000
@@ -75,7 +76,6 @@ def run(args: Args) -> int:
     if args.drain_seconds < 0 or args.max_waiting < 1:
         raise UserError("--drain-seconds must be at least 0 and --max-waiting at least 1")
     settings = Settings(
-        model_id=public_name(args.model),
         host=args.host,
         port=args.port,
         api_keys=read_keys(args.api_key_file),
@@ -85,8 +85,9 @@ def run(args: Args) -> int:
     )
     listener = bind(args.host, args.port)
     with listener:
+        model = choose(args.model)
         llm = LLM(
-            args.model,
+            model,
             dtype=args.dtype,
             device=args.device,
             max_model_len=args.max_model_len,
@@ -97,7 +98,8 @@ def run(args: Args) -> int:
             cache=args.cache,
             kernels=args.kernels,
         )
-        settings = replace(settings, sampling=Sampling.of_checkpoint(resolve(args.model)))
+        assert llm.folder is not None
+        settings = replace(settings, model_id=public_name(model), starters=starters(llm.folder))
         return serve_llm(llm, settings, listener, args.max_waiting)
 
 

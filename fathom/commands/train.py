@@ -14,15 +14,16 @@ from fathom.commands.flags import parse_flags
 from fathom.runtime import UserError
 from fathom.train.config import TrainConfig
 
-USAGE = """usage: fathom train pretrain|sft RECIPE [--key.sub value ...] [--dry-run [--json]]
-       fathom train extend RECIPE [--key.sub value ...] [--dry-run [--json]]
+USAGE = """usage: fathom train pretrain|sft|extend RECIPE [--key.sub value ...] [--dry-run [--json]]
+       fathom train distill RECIPE [--key.sub value ...]
        fathom train report RUN [RUN ...] --to FILE.html|FILE.png [--smoothing F]
-       fathom train export RUN --to FOLDER [--dtype fp32|bf16|fp8] [--step N] [--ema]
+       fathom train export RUN --to FOLDER [--dtype fp32|bf16|fp8] [--step N] [--ema] [--lora merge|adapter]
        fathom train release RUN --to FOLDER [--beside MODEL]
 
 Trains what the recipe (a TOML file) describes; a run that was interrupted continues from its newest checkpoint, on any
 number of processes. Any key of the recipe can be changed on the command line. --dry-run prints layout, memory, FLOPs,
 communication and expected time from the recipe alone.
+distill teaches a model, or chosen parts of one, what another one says; without a teacher it trains the MTP modules.
 extend lengthens the context of a trained model in two phases (YaRN). report draws one run, or several over each other,
 also while they go on. export writes a checkpoint of a run in Hugging Face layout at any time. release writes the result
 of an SFT run as FP8 checkpoint with a measured model card, beside an older model's figures if one is named.
@@ -35,10 +36,11 @@ examples:
   fathom train pretrain recipes/v3-671b.toml --dry-run
   fathom train report runs/minnow-pretrain --to minnow.html
   fathom train export runs/minnow-pretrain --to runs/now --dtype bf16
+  fathom train distill recipes/smol-mtp.toml
   fathom train release runs/minnow-sft --to my-minnow --beside minnow
 """
-KINDS = ("pretrain", "sft", "extend", "report", "export", "release")
-RUNS = ("pretrain", "sft", "extend")
+KINDS = ("pretrain", "sft", "extend", "distill", "report", "export", "release")
+RUNS = ("pretrain", "sft", "extend", "distill")
 
 
 def main(argv: list[str]) -> int:
@@ -72,6 +74,8 @@ def _train(kind: str, recipe: TrainConfig, flags: list[str]) -> int:
     module.check(config)
     if own == {"--json"}:
         raise UserError("--json belongs to --dry-run; give both or neither")
+    if own and kind == "distill":
+        raise UserError("--dry-run plans runs of a whole model without a teacher: pretrain, sft, extend")
     if not config.run.out:
         raise UserError("run.out is empty; name a folder for the run in the recipe or with --run.out")
     if own:
@@ -119,15 +123,21 @@ class Export:
     """Which checkpoint; default: the newest."""
     ema: bool = False
     """The moving average of the weights (optim.ema_decay) in place of the weights."""
+    lora: Literal["merge", "adapter"] = "merge"
+    """Adapters added to the weights, or alone, in PEFT's format."""
 
 
 def _export(argv: list[str]) -> int:
-    from fathom.train.export import export_run
+    from fathom.train.export import export_run, export_run_adapters
 
     args = parse_flags(Export, "fathom train export", argv)
     if not (args.run / "config.json").exists():
         raise UserError(f"{args.run} is not the folder of a run: it has no config.json")
-    print(f"done: {export_run(args.run, args.to, dtype=args.dtype, step=args.step, ema=args.ema)}", file=sys.stderr)
+    if args.lora == "adapter":
+        export_run_adapters(args.run, args.to, step=args.step, ema=args.ema)
+    else:
+        export_run(args.run, args.to, dtype=args.dtype, step=args.step, ema=args.ema)
+    print(f"done: {args.to}", file=sys.stderr)
     return 0
 
 

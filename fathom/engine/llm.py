@@ -7,9 +7,11 @@
 
 Prompts run side by side in the engine. A prompt is text (the begin token is put in front if the tokenizer has one, so
 that "" is a prompt of one token), a list of token ids (used as they are), or for `chat` and `stream` a list of messages
-(rendered by the checkpoint's chat template). All prompts are checked before the first is answered; one that does not
-fit the context is a UserError with both numbers, never cut. One thread at a time may use an LLM; several streams may be
-read in turns.
+(rendered by the checkpoint's chat template). Without SamplingParams a prompt is answered as the checkpoint recommends
+(`llm.sampling`, see defaults.py); SamplingParams that are given count as they are, and
+`llm.sampling.replace(max_tokens=50)` changes one field only. All prompts are checked before the first is answered; one
+that does not fit the context is a UserError with both numbers, never cut. One thread at a time may use an LLM; several
+streams may be read in turns.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import Any, Literal
 
 import torch
 
+from fathom.engine.defaults import default_sampling
 from fathom.engine.engine import Engine
 from fathom.engine.outputs import Completion, Delta, RequestOutput
 from fathom.engine.params import SamplingParams
@@ -45,6 +48,8 @@ class LLM:
     tokenizer: Tokenizer
     template: ChatTemplate | None
     name: str
+    folder: Path | None  # where it was read from
+    sampling: SamplingParams  # what a prompt gets that comes without
     max_model_len: int
     engine: Engine
 
@@ -65,15 +70,16 @@ class LLM:
         """cache_tokens: size of the latent cache (default: from free memory). speculative: "auto" drafts with the MTP
         module where it pays, True or a number of drafts always, False never. cache: auto, float32, bfloat16 or fp8 (the
         latents in E4M3, rotated keys in BF16). kernels: auto, torch or cpu."""
-        from fathom.checkpoint.locate import resolve
         from fathom.checkpoint.reader import load_model
+        from fathom.models.resolve import resolve
 
-        folder = resolve(str(path_or_name))
+        folder = resolve(path_or_name)
         tokenizer = Tokenizer.from_pretrained(folder)  # small files first: their errors should not wait for the weights
         template = ChatTemplate.from_pretrained(folder)
+        sampling = default_sampling(folder)
         options = EngineOptions(max_model_len, cache_tokens, speculative, max_running, cache, kernels)
-        model = load_model(str(folder), loading_dtype(dtype, device, kernels), device)
-        self._set_up(model, tokenizer, template, str(path_or_name), seed, options)
+        model = load_model(folder, loading_dtype(dtype, device, kernels), device)
+        self._set_up(model, tokenizer, template, str(path_or_name), seed, options, folder, sampling)
 
     @classmethod
     def from_parts(
@@ -99,9 +105,12 @@ class LLM:
         name: str,
         seed: int,
         options: EngineOptions,
+        folder: Path | None = None,
+        sampling: SamplingParams | None = None,
     ) -> None:
         SamplingParams(seed=seed)  # the same limits hold
         self.model = model.eval()
+        self.folder, self.sampling = folder, sampling or SamplingParams()
         self.tokenizer, self.template, self.name, self.seed = tokenizer, template, name, seed
         self.eos_ids = {*tokenizer.eos_ids, *model.config.eos_token_id}
         self.engine = build_engine(self.model, tokenizer, self.eos_ids, options)
@@ -168,7 +177,7 @@ class LLM:
         thinking: bool = False,
     ) -> Iterator[Delta]:
         """Answer one prompt or conversation token by token; `"".join(delta.text ...)` of a sample is its text."""
-        params = params or SamplingParams()
+        params = params or self.sampling
         ids = self.check(prompt, params, tools=tools, thinking=thinking)
         open_thought = thinking and self._thought_is_open(prompt, tools)
         return (delta for _, delta in self._run_all([self._request(ids, params, thinking_open=open_thought)]))
@@ -246,7 +255,7 @@ class LLM:
     def _run(
         self, prompts: list[tuple[str | None, list[int]]], params: Params, thinking: bool = False
     ) -> list[RequestOutput]:
-        params = params or SamplingParams()
+        params = params or self.sampling
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(prompts):
             raise UserError(f"{len(prompts)} prompts came with {len(each)} sampling params; give one, or one each")

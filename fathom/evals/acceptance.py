@@ -1,7 +1,10 @@
 """How often the MTP module's draft is what the model says next: the acceptance rate of speculative decoding, depth 1.
 
-Greedy decoding writes an answer; position i of the MTP module, which reads the hidden state of token i and the token
-i+1 just decoded, drafts token i+2. A draft counts as accepted when greedy decoding then chose that very token.
+    greedy_acceptance   of a model: greedy decoding writes an answer; position i of the MTP module, which reads the
+                        hidden state of token i and the token i+1 just decoded, drafts token i+2. A draft counts as
+                        accepted when greedy decoding then chose that very token
+    drafting            of an engine: what its own metrics say, and its speed
+
 (The report, section 5.4.3: 85-90 % for V3.)
 """
 
@@ -12,9 +15,11 @@ from dataclasses import dataclass
 
 import torch
 
+from fathom.engine.llm import LLM
 from fathom.engine.naive import generate_tokens
 from fathom.engine.params import SamplingParams
 from fathom.model.transformer import DeepseekV3
+from fathom.runtime import progress
 
 
 @dataclass(frozen=True)
@@ -47,3 +52,28 @@ def greedy_acceptance(
         drafted += len(said)
         accepted += int((drafts == said).sum())
     return Acceptance(drafted, accepted)
+
+
+@dataclass(frozen=True)
+class Drafting:
+    """Of one engine over several prompts, one after the other."""
+
+    acceptance: Acceptance
+    tokens: int
+    tokens_per_second: float  # decoding: prompts do not count
+
+
+def drafting(llm: LLM, prompts: Sequence[Sequence[int]], *, max_tokens: int) -> Drafting:
+    """Answer each prompt (token ids) greedily with an engine that drafts, or not."""
+    params = SamplingParams(temperature=0.0, max_tokens=max_tokens)
+    drafted = accepted = tokens = 0
+    decoded, seconds = 0, 0.0
+    with progress("answers", len(prompts), "prompts") as bar:
+        for prompt in prompts:
+            m = llm.generate(list(prompt), params)[0].metrics
+            drafted, accepted, tokens = drafted + m.drafted, accepted + m.accepted, tokens + m.generated_tokens
+            if m.generated_tokens > 1:
+                decoded += m.generated_tokens - 1
+                seconds += (m.generated_tokens - 1) / m.tokens_per_second
+            bar.advance(1)
+    return Drafting(Acceptance(drafted, accepted), tokens, decoded / max(seconds, 1e-9))

@@ -101,7 +101,8 @@ class _Linear(torch.autograd.Function):
     ) -> Tensor:
         ctx.how, ctx.shape, ctx.dtype, ctx.weight = how, x.shape, x.dtype, weight
         if how.gemm != "fp8":
-            ctx.save_for_backward(*operand)
+            if ctx.needs_input_grad[1]:  # a frozen weight wants no gradient: x need not be kept
+                ctx.save_for_backward(*operand)
             y = how.result(operand[0] @ how.rounded(weight).T)
             return y.view(*x.shape[:-1], -1)
         ctx.scale, kept = how.scale, operand
@@ -111,7 +112,9 @@ class _Linear(torch.autograd.Function):
         else:
             tiles = fp8.Tiles(*operand)
         # the weight's blocks are made again in backward: a pipeline holds many micro-batches, but one weight
-        ctx.save_for_backward(*kept)
+        ctx.operands = len(operand)
+        if ctx.needs_input_grad[1]:
+            ctx.save_for_backward(*kept)
         blocks = how.ops.quantise_blocks(weight, how.scale)
         return how.result(how.ops.fprop(tiles, blocks)).view(*x.shape[:-1], -1)
 
@@ -142,7 +145,7 @@ class _Linear(torch.autograd.Function):
                 how.ops.wgrad(columns, x, grad)
 
         dw = deliver(how, weight, add, ctx.needs_input_grad[1])
-        nothing = (None,) * (1 if how.gemm != "fp8" else 0 if len(saved) == 1 else 2)  # for the operands
+        nothing = (None,) * (1 if how.gemm != "fp8" else ctx.operands)
         return (None if dx is None else dx.view(ctx.shape).to(ctx.dtype), dw, None, None, *nothing)
 
 
@@ -237,23 +240,25 @@ class _Experts(torch.autograd.Function):
         weight_R = torch.empty(rows.token.numel(), dtype=torch.float32, device=weights_TK.device)
         weight_R[rows.place.reshape(-1)] = weights_TK.reshape(-1).float()
         step = _backward_fp8 if how.gemm == "fp8" else _backward_plain
-        dx_R, dw_R, add_gate_up, add_down = step(how, rows, saved, gate_up, down, grads[0], weight_R)
+        wants_x = ctx.needs_input_grad[0]
+        dx_R, dw_R, add_gate_up, add_down = step(how, rows, saved, gate_up, down, grads[0], weight_R, wants_x)
         d_down = deliver(how, down, add_down, ctx.needs_input_grad[4])
         d_gate_up = deliver(how, gate_up, add_gate_up, ctx.needs_input_grad[3])
-        dx = how.result(how.ops.combine(dx_R, rows.place, None)).to(ctx.dtype)
+        dx = None if dx_R is None else how.result(how.ops.combine(dx_R, rows.place, None)).to(ctx.dtype)
         dw = dw_R[rows.place].to(weights_TK.dtype)
         return dx, None, dw, d_gate_up, d_down, None
 
 
 def _backward_plain(
-    how: Arithmetic, rows: Sorted, saved: Any, gate_up: Tensor, down: Tensor, dout: Tensor, weight_R: Tensor
-) -> tuple[Tensor, Tensor, Any, Any]:
+    how: Arithmetic, rows: Sorted, saved: Any, gate_up: Tensor, down: Tensor, dout: Tensor, weight_R: Tensor,
+    wants_x: bool,
+) -> tuple[Tensor | None, Tensor, Any, Any]:  # fmt: skip
     x, h = saved[:2]
     dy = how.ops.take(how.rounded(dout), rows.token)
     da = _grouped(dy, how.rounded(down), rows.ends)
     dh, a, dw = how.ops.swiglu_backward(h, da, weight_R)
     dh = how.result(dh)
-    dx = _grouped(dh, how.rounded(gate_up), rows.ends)
+    dx = _grouped(dh, how.rounded(gate_up), rows.ends) if wants_x else None
     assert dw is not None
 
     def add_down(grad: Tensor) -> None:
@@ -267,11 +272,12 @@ def _backward_plain(
 
 
 def _backward_fp8(
-    how: Arithmetic, rows: Sorted, saved: Any, gate_up: Tensor, down: Tensor, dout: Tensor, weight_R: Tensor
-) -> tuple[Tensor, Tensor, Any, Any]:
+    how: Arithmetic, rows: Sorted, saved: Any, gate_up: Tensor, down: Tensor, dout: Tensor, weight_R: Tensor,
+    wants_x: bool,
+) -> tuple[Tensor | None, Tensor, Any, Any]:  # fmt: skip
     ops, ends = how.ops, rows.ends
     x, h = fp8.Tiles(*saved[:2]), fp8.dequantise_tiles(fp8.Tiles(*saved[2:4]))
-    gate_up_q, down_q = ops.quantise_blocks(gate_up, how.scale), ops.quantise_blocks(down, how.scale)
+    down_q = ops.quantise_blocks(down, how.scale)
     dout = how.result(dout)
     if how.gradients == "block":
         sent = ops.quantise_block_tiles(ops.take(dout, rows.token), how.scale, ends)
@@ -281,7 +287,9 @@ def _backward_fp8(
     da = ops.grouped_dgrad(sent, down_q, ends)
     dh, a, dw = ops.swiglu_backward(h, da, weight_R)
     dh = how.result(dh)
-    dx = ops.grouped_dgrad(how.gradient_tiles(dh, ends), gate_up_q, ends)
+    dx = None
+    if wants_x:
+        dx = ops.grouped_dgrad(how.gradient_tiles(dh, ends), ops.quantise_blocks(gate_up, how.scale), ends)
     assert dw is not None
 
     def add_down(grad: Tensor) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fathom.kernels import reference, torch_ops
+from fathom.kernels import distillation, reference, torch_ops
 from fathom.runtime import UserError
 
 
@@ -21,11 +21,14 @@ class Ops:
     name: str
     routed_experts: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
     linear_cross_entropy: Callable[[Tensor, Tensor, Tensor], Tensor]
+    linear_distillation: Callable[..., Tensor]
 
 
 IMPLEMENTATIONS = {
-    "torch": Ops("torch", torch_ops.routed_experts, torch_ops.linear_cross_entropy),
-    "reference": Ops("reference", reference.routed_experts, reference.linear_cross_entropy),
+    "torch": Ops("torch", torch_ops.routed_experts, torch_ops.linear_cross_entropy, distillation.linear_distillation),
+    "reference": Ops(
+        "reference", reference.routed_experts, reference.linear_cross_entropy, reference.linear_distillation
+    ),
 }
 
 

@@ -77,3 +77,28 @@ def routed_experts(x_TD: Tensor, indices_TK: Tensor, weights_TK: Tensor, gate_up
 def linear_cross_entropy(h_TD: Tensor, weight_VD: Tensor, labels_T: Tensor) -> Tensor:
     """Sum over tokens of -log softmax(h W^T)[label] in FP32; label -100 is ignored."""
     return F.cross_entropy((h_TD @ weight_VD.T).float(), labels_T, reduction="sum")
+
+
+REST = 1e-6  # least probability of the lump, of teacher and student alike: FP32 knows no less beside a sum near 1
+
+
+def linear_distillation(
+    h_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, ids_TK: Tensor, log_probs_TK: Tensor, *,
+    temperature: float = 1.0, reverse: bool = False, text_weight: float = 0.0,
+) -> Tensor:  # fmt: skip
+    """Sum over tokens with a label (not -100) of (1 - a) t^2 KL + a CE; see kernels/distillation.py."""
+    logits = h_TD @ weight_VD.T
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    student = _with_lump(F.log_softmax(logits / temperature, dim=-1).gather(-1, ids_TK))
+    teacher = _with_lump(log_probs_TK.to(logits.dtype))
+    p, q = (student, teacher) if reverse else (teacher, student)
+    kl_T = (p.exp() * (p - q)).sum(-1)
+    ce_T = F.cross_entropy(logits, labels_T.clamp(min=0), reduction="none")
+    loss_T = (1 - text_weight) * temperature**2 * kl_T + text_weight * ce_T
+    return loss_T.masked_fill(labels_T < 0, 0.0).sum()
+
+
+def _with_lump(log_probs_TK: Tensor) -> Tensor:
+    """[T, K] -> [T, K + 1]: the rest of the vocabulary as one more outcome."""
+    rest = (1 - log_probs_TK.exp().sum(-1, keepdim=True)).clamp(min=REST)
+    return torch.cat((log_probs_TK, rest.log()), dim=-1)

@@ -53,9 +53,9 @@ def routed_experts(x_TD: Tensor, indices_TK: Tensor, weights_TK: Tensor, gate_up
     return out
 
 
-def _exp_rows(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """logits [R, V] FP32 -> e^(x - largest of the row) in place; (largest, sum) [R]."""
-    if logits.device.type == "cpu":
+def exp_rows(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """logits [R, V], FP32 or FP64 -> e^(x - largest of the row) in place; (largest, sum) [R]."""
+    if logits.device.type == "cpu" and logits.dtype == torch.float32:
         from fathom.kernels.cpu import train
 
         if train.available() is None:
@@ -67,47 +67,58 @@ def _exp_rows(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 class _LinearCrossEntropy(torch.autograd.Function):
     """Head and loss by chunks of tokens; both gradients are made in the forward pass: logits never outlive a chunk.
+    A gradient that nobody wants (a frozen head, an evaluation) is not made.
 
     With e = exp(logits - max) and s its row sums, the gradient of the logits is e / s minus one at the label. Neither
     the division nor the label touches e: rows of the small factors are scaled instead, the labels' part is a lookup.
     """
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, weight: Tensor, labels: Tensor, chunk: int) -> Tensor:
+    def forward(
+        ctx: Any, h: Tensor, weight: Tensor, labels: Tensor, chunk: int, wants_h: bool, wants_weight: bool
+    ) -> Tensor:
         dtype = compute_dtype(h)
         weight_c = weight.to(dtype)
         loss = torch.zeros((), dtype=torch.float32, device=h.device)
-        grad_h = torch.empty_like(h)
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        grad_h = torch.empty_like(h) if wants_h else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
         for start in range(0, h.shape[0], chunk):
             rows, label = h[start : start + chunk].to(dtype), labels[start : start + chunk]
             keep = label >= 0
             logits = (rows @ weight_c.T).float()
             picked = label.clamp(min=0)
             wanted = logits.gather(1, picked[:, None])[:, 0]
-            top, total = _exp_rows(logits)
+            top, total = exp_rows(logits)
             loss += torch.where(keep, total.log() + top - wanted, 0.0).sum()
             share = torch.where(keep, 1.0 / total, 0.0)[:, None]
             kept = keep[:, None].to(dtype)
             exped = logits.to(dtype)
-            grad_h[start : start + chunk] = (exped @ weight_c) * share.to(dtype) - weight_c[picked] * kept
-            scaled = rows * share.to(dtype)
-            if dtype == torch.float32:
-                grad_weight.addmm_(exped.T, scaled)
-            else:
-                grad_weight.add_(exped.T @ scaled)
-            grad_weight.index_add_(0, picked, (rows * kept).float(), alpha=-1)
-        ctx.save_for_backward(grad_h, grad_weight.to(weight.dtype))
+            if grad_h is not None:
+                grad_h[start : start + chunk] = (exped @ weight_c) * share.to(dtype) - weight_c[picked] * kept
+            if grad_weight is not None:
+                scaled = rows * share.to(dtype)
+                if dtype == torch.float32:
+                    grad_weight.addmm_(exped.T, scaled)
+                else:
+                    grad_weight.add_(exped.T @ scaled)
+                grad_weight.index_add_(0, picked, (rows * kept).float(), alpha=-1)
+        ctx.save_for_backward(grad_h, None if grad_weight is None else grad_weight.to(weight.dtype))
         return loss
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        grad_h, grad_weight = ctx.saved_tensors
-        return grad_h * grads[0], grad_weight * grads[0], None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return *(None if made is None else made * grads[0] for made in ctx.saved_tensors), None, None, None, None
+
+
+def wanted_gradients(h: Tensor, weight: Tensor) -> tuple[bool, bool]:
+    """Which of the two a backward pass could ask for; nothing that is made in a forward pass is made in vain."""
+    on = torch.is_grad_enabled()
+    return on and h.requires_grad, on and weight.requires_grad
 
 
 def linear_cross_entropy(h_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, chunk: int | None = None) -> Tensor:
     """See reference.linear_cross_entropy; peak memory is one chunk of logits (32 MB, or 256 tokens' worth)."""
     chunk = chunk or max(256, 2**23 // weight_VD.shape[0])
-    loss: Tensor = _LinearCrossEntropy.apply(h_TD, weight_VD, labels_T, chunk)  # type: ignore[no-untyped-call]
+    wanted = wanted_gradients(h_TD, weight_VD)
+    loss: Tensor = _LinearCrossEntropy.apply(h_TD, weight_VD, labels_T, chunk, *wanted)  # type: ignore[no-untyped-call]
     return loss

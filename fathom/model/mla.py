@@ -16,6 +16,7 @@ Shapes: B batch, T new tokens, S cached + new tokens, H heads, N nope, R rope, V
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -65,6 +66,7 @@ class MultiHeadLatentAttention(nn.Module):
         per_head = config.qk_nope_head_dim + config.v_head_dim
         self.kv_b_proj = nn.Linear(latent, heads * per_head, bias=False, device=device)
         self.o_proj = nn.Linear(heads * config.v_head_dim, hidden, bias=bias, device=device)
+        self.core: Callable[..., Tensor] = attention  # of the naive form
 
     def forward(
         self,
@@ -112,7 +114,7 @@ class MultiHeadLatentAttention(nn.Module):
         k_rope = k_rope_BSR[:, :, None].expand(-1, -1, heads, -1)
         q = torch.cat((q_nope, q_rope.to(q_nope.dtype)), dim=-1).transpose(1, 2)
         k = torch.cat((k_nope, k_rope.to(k_nope.dtype)), dim=-1).transpose(1, 2)
-        o = attention(q, k, v.transpose(1, 2), None if mask is None else mask[:, None], c.softmax_scale)
+        o = self.core(q, k, v.transpose(1, 2), None if mask is None else mask[:, None], c.softmax_scale)
         return o.transpose(1, 2)
 
     def absorbed(

@@ -2,7 +2,7 @@
 
     forward    a block's weights are gathered just before it runs and dropped after it
     backward   gathered again; its gradients are reduce-scattered as soon as they are complete
-    step       AdamW on the own rows; nothing to gather afterwards
+    step       AdamW or Muon on the own rows; nothing to gather afterwards
 
 Each block and each MTP module is one unit. Embedding, final norm and head are the root unit: it stays whole from one
 step to the next, for losses and callers read the head's weight outside of any forward pass. A rank holds rows
@@ -18,6 +18,9 @@ What is refused
  2. expert parallelism: routed experts are gathered like everything else here
  3. a single data rank: nothing to shard
 
+Muon needs whole matrices. Experts are whole on their rank; of other weights the direction is gathered, and every rank
+makes the whole matrix orthogonal for its own rows' sake: the work is done N times for them, not for experts.
+
 Deviations from zero.py
  1. Gradients are summed over ranks after every micro-batch: `reduce` finds its work done.
  2. Weights seen from outside a forward pass are DTensors; evaluation is a collective, all ranks must take part.
@@ -25,7 +28,7 @@ Deviations from zero.py
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableSequence
+from collections.abc import Iterator, Mapping, MutableSequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -37,8 +40,10 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor
 
 from fathom.kernels.adamw import AdamW
+from fathom.kernels.muon import Muon
 from fathom.model.moe import Gate, Routing
 from fathom.model.transformer import DeepseekV3
+from fathom.parallel.matrices import Run, Shape, matrix_shape, scale_rows, update
 from fathom.parallel.mesh import Layout, Mesh
 from fathom.parallel.piece import Piece
 from fathom.parallel.zero import square_sum
@@ -68,7 +73,8 @@ class Shard:
     parameter: nn.Parameter  # its data is a DTensor
     start: int  # first element in the whole tensor
     m: Tensor
-    v: Tensor
+    v: Tensor | None  # AdamW's second moment
+    matrices: Shape | None  # of Muon's matrices; None: AdamW trains it
     ema: Tensor | None
 
     @property
@@ -120,10 +126,13 @@ def _with_its_routing(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str
 class Fsdp2:
     """Shards a finished model in place. The same methods as Zero1, with the same meaning."""
 
-    def __init__(self, model: DeepseekV3, mesh: Mesh, optim: AdamW, *, ema: float | None = None) -> None:
+    def __init__(
+        self, model: DeepseekV3, mesh: Mesh, optim: AdamW, *, ema: float | None = None, muon: Muon | None = None
+    ) -> None:
         """The model must hold the same FP32 weights on all ranks. UserError for layouts that cannot be."""
         check_fsdp2(mesh.layout)
         self.model, self.optim, self.ema, self.steps, self.device = model, optim, ema or None, 0, mesh.data.device
+        self.muon = muon
         shapes = {name: p.shape for name, p in model.named_parameters()}
         group = mesh.data.process_group
         assert group is not None
@@ -148,8 +157,10 @@ class Fsdp2:
         own = _local(parameter)
         rows_per_rank = -(-whole[0] // mesh.data.size)
         start = min(mesh.data.rank * rows_per_rank, whole[0]) * (whole.numel() // whole[0])
-        m, v = torch.zeros(2, own.numel(), dtype=self.optim.moments, device=own.device)
-        return Shard(name, parameter, start, m, v, own.clone() if self.ema else None)
+        shape = matrix_shape(name, whole) if self.muon else None
+        dtype = self.muon.moment if self.muon and shape else self.optim.moments
+        m, *v = torch.zeros(1 if shape else 2, own.numel(), dtype=dtype, device=own.device)
+        return Shard(name, parameter, start, m, v[0] if v else None, shape, own.clone() if self.ema else None)
 
     # ---- a step ----------------------------------------------------------------------------------------------------
 
@@ -167,16 +178,33 @@ class Fsdp2:
             s.parameter.grad = None
 
     @torch.no_grad()
-    def step(self, *, lr: float, scale: float = 1.0) -> None:
-        """AdamW with `scale` times the gradients, which are gone afterwards."""
+    def step(self, *, lr: float, scale: float = 1.0, rows: Mapping[str, Tensor] | None = None) -> None:
+        """One update with `scale` times the gradients, which are gone afterwards; `rows` as in zero.py."""
         self.steps += 1
         for s in self.shards:
             decay, weight = s.parameter.dim() >= 2, s.weight
-            self.optim.update(weight, s.gradient, s.m, s.v, lr=lr, step=self.steps, decay=decay, scale=scale)
+            if s.v is None:
+                self._muon(s, lr, scale)
+            else:
+                self.optim.update(weight, s.gradient, s.m, s.v, lr=lr, step=self.steps, decay=decay, scale=scale)
+            if rows and s.name in rows:
+                scale_rows(weight, s.start, s.parameter.shape[-1], rows[s.name])
             if s.ema is not None and self.ema is not None:
                 s.ema.mul_(self.ema).add_(weight, alpha=1 - self.ema)
         self.gather()
         self.zero_grad()
+
+    def _muon(self, s: Shard, lr: float, scale: float) -> None:
+        assert self.muon is not None and s.matrices is not None
+        if s.parameter.grad is None:
+            s.parameter.grad = torch.zeros_like(s.parameter)
+        own = s.gradient
+        self.muon.look_ahead(own, s.m, scale)
+        start, directions = 0, own  # a rank's experts are whole matrices
+        if s.parameter.dim() == 2:
+            start, directions = s.start, cast(DTensor, s.parameter.grad).full_tensor().view(-1)
+        run = Run(s.matrices, 0, directions.numel() // (s.matrices[0] * s.matrices[1]))
+        update(self.muon, s.weight, start, directions, [run], lr)
 
     def gather(self) -> None:
         """Drop gathered copies, so that the next forward pass sees the weights as they are now; gather the root."""
@@ -192,7 +220,9 @@ class Fsdp2:
         return [piece for s in self.shards if s.m.numel() for piece in self._pieces(s)]
 
     def _pieces(self, s: Shard) -> Iterator[Piece]:
-        state: dict[str, Any] = {f"model.{s.name}": s.weight, f"optim.{s.name}.m": s.m, f"optim.{s.name}.v": s.v}
+        state: dict[str, Any] = {f"model.{s.name}": s.weight, f"optim.{s.name}.m": s.m}
+        if s.v is not None:
+            state[f"optim.{s.name}.v"] = s.v
         if s.ema is not None:
             state[f"ema.{s.name}"] = s.ema
         for key, flat in state.items():

@@ -1,7 +1,7 @@
 """The few collectives that a split model needs, on an explicit process group.
 
 Inference (tensor.py)
-    sum         every rank holds a part of a sum; afterwards every rank holds the whole (all-reduce)
+    sum         every rank holds a part of a sum; afterwards every rank holds the whole (all-reduce); largest likewise
     join        every rank holds a slice of the last axis; afterwards every rank holds all of it (all-gather)
     agree       whether every rank holds the same number
 
@@ -66,6 +66,12 @@ class Group:
         total = x.to(wide).contiguous()
         self._run(dist.all_reduce, total)
         return total.to(x.dtype)
+
+    def largest(self, x: Tensor) -> Tensor:
+        """The largest over ranks, element by element. `x` is overwritten."""
+        if self.size > 1:
+            self._run(dist.all_reduce, x, op=dist.ReduceOp.MAX)
+        return x
 
     def join(self, x: Tensor) -> Tensor:
         """[..., n] on each rank -> [..., size * n], in order of ranks."""

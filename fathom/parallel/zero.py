@@ -1,19 +1,19 @@
 """ZeRO-1 (report section 3.2): optimizer state is spread over the ranks that hold the same weights.
 
     reduce   gradients summed over those ranks; each keeps its slice of the sum      (reduce-scatter, FP32)
-    step     AdamW on the own slice: 1/N of the moments, 1/N of the work
+    step     AdamW or Muon on the own slice: 1/N of the moments, 1/N of the work
     gather   the new weights of all slices to everybody                              (all-gather, FP32)
 
-Parameters and gradients live in flat FP32 buffers, one bucket per (who holds the same weights, decayed or not); what a
-layer sees as `weight` and `weight.grad` are views into them. Rank r of N owns elements [r n/N, (r+1) n/N) of every
-bucket, whatever tensor they belong to:
+Parameters and gradients live in flat FP32 buffers, one bucket per (who holds the same weights, whose rule, decayed or
+not); what a layer sees as `weight` and `weight.grad` are views into them. Rank r of N owns elements
+[r n/N, (r+1) n/N) of every bucket, whatever tensor they belong to:
 
     bucket   | embed_tokens.weight | q_a_proj.weight | ... | padding |        n = a multiple of N * 16
     slices   |     rank 0     |     rank 1     |     rank 2     | ...
 
-Routed experts are held by mesh.expert_data, everything else by mesh.data: two kinds of buckets. The rule is
-elementwise: of the same gradients N ranks make the same bits as one process does. In a group of one rank nothing is
-sent, and nothing copied but once, into the buffers.
+Routed experts are held by mesh.expert_data, everything else by mesh.data: two kinds of buckets. AdamW is elementwise:
+of the same gradients N ranks make the same bits as one process does. Muon needs whole matrices (matrices.py). In a
+group of one rank nothing is sent, and nothing copied but once, into the buffers.
 
 Gradients are SUMMED, never averaged: the loss is normalised by the tokens of the whole step. The average of weights
 (EMA, section 3.2.3) is kept on the slice, on the weights' device; the report keeps it in CPU memory.
@@ -24,7 +24,7 @@ same order, and their copies stay the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -32,7 +32,9 @@ import torch
 from torch import Tensor, nn
 
 from fathom.kernels.adamw import AdamW
+from fathom.kernels.muon import Muon
 from fathom.parallel.group import Group
+from fathom.parallel.matrices import Run, Shape, matrix_shape, runs, scale_rows, update
 from fathom.parallel.mesh import Mesh
 from fathom.parallel.piece import Piece
 
@@ -52,7 +54,8 @@ class Bucket:
     weights: Tensor
     gradients: Tensor
     m: Tensor
-    v: Tensor
+    v: Tensor | None  # AdamW's second moment
+    matrices: list[Run]  # Muon's; none: AdamW trains the bucket
     ema: Tensor | None = None
 
     @property
@@ -79,7 +82,7 @@ class Bucket:
 
 
 class Zero1:
-    """Gradients, AdamW and weights of one rank. `steps` counts the updates: save it, and set it after loading."""
+    """Gradients, optimizer and weights of one rank. `steps` counts the updates: save it, and set it after loading."""
 
     def __init__(
         self,
@@ -92,6 +95,7 @@ class Zero1:
         shared: Collection[str] = (),
         shared_elsewhere: Collection[str] = (),
         ema: float | None = None,
+        muon: Muon | None = None,
     ) -> None:
         """The parameters' data and grad become views into flat buffers; they stay the same nn.Parameters.
 
@@ -101,23 +105,30 @@ class Zero1:
         shared            tensors that two pipeline stages hold, named on both
         shared_elsewhere  those of them that the other stage counts and saves
         ema               decay of the average of weights: ema = d * ema + (1 - d) * w; None or 0: no average
+        muon              trains the hidden matrices (matrices.py); None: AdamW trains everything
         """
-        self.optim, self.ema, self.steps = optim, ema or None, 0
+        self.optim, self.muon, self.ema, self.steps = optim, muon, ema or None, 0
         self.shapes: Shapes = {name: (p.shape, 0) for name, p in parameters.items()} | (shapes or {})
         self.shared_elsewhere = frozenset(shared_elsewhere)
-        sorted_out: dict[tuple[bool, bool, str], dict[str, nn.Parameter]] = {}
+        shape_of = {n: matrix_shape(n, p.shape) for n, p in parameters.items()} if muon else {}
+        sorted_out: dict[tuple[bool, bool, str, bool], dict[str, nn.Parameter]] = {}
         for name, parameter in parameters.items():
             assert parameter.requires_grad and parameter.dtype == torch.float32, f"{name} is no FP32 master weight"
             alone = name if name in shared or name in shared_elsewhere else ""
-            sorted_out.setdefault((routed(name), parameter.dim() >= 2, alone), {})[name] = parameter
-        self.buckets = [
-            self._fill(members, mesh.expert_data if is_routed else mesh.data, decay, alone)
-            for (is_routed, decay, alone), members in sorted_out.items()
-        ]
+            kind = routed(name), parameter.dim() >= 2, alone, shape_of.get(name) is not None
+            sorted_out.setdefault(kind, {})[name] = parameter
+        self.buckets = []
+        for (is_routed, decay, alone, _), members in sorted_out.items():
+            shaped = {name: shape for name in members if (shape := shape_of.get(name)) is not None}
+            self.buckets.append(self._fill(members, mesh.expert_data if is_routed else mesh.data, decay, alone, shaped))
 
     @torch.no_grad()
-    def _fill(self, members: dict[str, nn.Parameter], group: Group, decay: bool, alone: str) -> Bucket:
+    def _fill(
+        self, members: dict[str, nn.Parameter], group: Group, decay: bool, alone: str, shaped: dict[str, Shape]
+    ) -> Bucket:
+        """`shaped`: shapes of Muon's matrices, of all members or none."""
         spans, end = {}, 0
+        members = {name: members[name] for name in sorted(shaped, key=shaped.__getitem__)} or members
         for name, parameter in members.items():
             spans[name] = (end, parameter)
             end += parameter.numel()
@@ -128,9 +139,13 @@ class Zero1:
             flat = weights[start : start + parameter.numel()]
             flat.copy_(parameter.reshape(-1))
             parameter.data = flat.view_as(parameter)
-        moments = torch.zeros(2, weights.numel() // group.size, dtype=self.optim.moments, device=device)
+        shape = (1 if shaped else 2), weights.numel() // group.size
+        dtype = self.muon.moment if self.muon and shaped else self.optim.moments
+        m, *v = torch.zeros(shape, dtype=dtype, device=device)
         counted = alone not in self.shared_elsewhere
-        bucket = Bucket(group, decay, counted, spans, weights, torch.zeros_like(weights), moments[0], moments[1])
+        matrices = runs({name: (start, p.numel()) for name, (start, p) in spans.items()}, shaped) if shaped else []
+        gradients = torch.zeros_like(weights)
+        bucket = Bucket(group, decay, counted, spans, weights, gradients, m, v[0] if v else None, matrices)
         bucket.ema = bucket.own(weights).clone() if self.ema else None
         bucket.attach()
         return bucket
@@ -160,18 +175,47 @@ class Zero1:
                 b.attach()
 
     @torch.no_grad()
-    def step(self, *, lr: float, scale: float = 1.0) -> None:
-        """AdamW with `scale` times the reduced gradients, then everybody's weights; gradients are zero afterwards."""
+    def step(self, *, lr: float, scale: float = 1.0, rows: Mapping[str, Tensor] | None = None) -> None:
+        """One update with `scale` times the reduced gradients, then everybody's weights; gradients are zero afterwards.
+
+        rows: name -> a factor for each row of that matrix, applied after the update (train/qk_clip.py).
+        """
         self.steps += 1
         for b in self.buckets:
             own = b.own(b.weights)
-            chunks = (flat.split(CHUNK) for flat in (own, b.own(b.gradients), b.m, b.v))
-            for weight, gradient, m, v in zip(*chunks, strict=True):
-                self.optim.update(weight, gradient, m, v, lr=lr, step=self.steps, decay=b.decay, scale=scale)
+            if b.v is None:
+                self._muon(b, lr, scale)
+            else:
+                chunks = (flat.split(CHUNK) for flat in (own, b.own(b.gradients), b.m, b.v))
+                for weight, gradient, m, v in zip(*chunks, strict=True):
+                    self.optim.update(weight, gradient, m, v, lr=lr, step=self.steps, decay=b.decay, scale=scale)
+            for name, factors in (rows or {}).items():
+                if name in b.spans:
+                    self._scale(b, name, factors)
             if b.ema is not None and self.ema is not None:
                 b.ema.mul_(self.ema).add_(own, alpha=1 - self.ema)
         self.gather()
         self.zero_grad()
+
+    def _muon(self, b: Bucket, lr: float, scale: float) -> None:
+        assert self.muon is not None
+        for gradient, m in zip(b.own(b.gradients).split(CHUNK), b.m.split(CHUNK), strict=True):
+            self.muon.look_ahead(gradient, m, scale)
+        if b.group.size > 1:
+            b.group.all_gather(b.gradients, b.own(b.gradients))
+        update(self.muon, b.own(b.weights), b.start, b.gradients, b.matrices, lr)
+
+    def _scale(self, b: Bucket, name: str, factors: Tensor) -> None:
+        start, parameter = b.spans[name]
+        first, last = self._range(b, name)
+        if first < last:
+            scale_rows(b.weights[first:last], first - start, parameter.shape[-1], factors)
+
+    def _range(self, b: Bucket, name: str) -> tuple[int, int]:
+        """First element of the buffer, and one past the last, that is both a tensor's and in the own slice."""
+        start, parameter = b.spans[name]
+        end = b.start + b.weights.numel() // b.group.size
+        return max(start, b.start), min(start + parameter.numel(), end)
 
     @torch.no_grad()
     def gather(self) -> None:
@@ -182,7 +226,7 @@ class Zero1:
     # ---- state -----------------------------------------------------------------------------------------------------
 
     def pieces(self, *, loading: bool = False) -> list[Piece]:
-        """Live views of what this rank owns: model.NAME, optim.NAME.m, optim.NAME.v, ema.NAME.
+        """Live views of what this rank owns: model.NAME, optim.NAME.m, optim.NAME.v (AdamW's), ema.NAME.
 
         Over all ranks every element appears once. With `loading`, tensors that another stage saves are included.
         Writing into the views and then `gather` is loading.
@@ -191,12 +235,14 @@ class Zero1:
 
     def _pieces(self, b: Bucket) -> Iterator[Piece]:
         own = b.own(b.weights)
-        for name, (start, parameter) in b.spans.items():
-            first, last = max(start, b.start), min(start + parameter.numel(), b.start + own.numel())
+        for name, (start, _) in b.spans.items():
+            first, last = self._range(b, name)
             if first >= last:
                 continue
             whole, offset = self.shapes[name]
-            state = {f"model.{name}": own, f"optim.{name}.m": b.m, f"optim.{name}.v": b.v}
+            state = {f"model.{name}": own, f"optim.{name}.m": b.m}
+            if b.v is not None:
+                state[f"optim.{name}.v"] = b.v
             if b.ema is not None:
                 state[f"ema.{name}"] = b.ema
             for key, flat in state.items():

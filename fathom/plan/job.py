@@ -22,7 +22,8 @@ class Job:
     length: int = 4096
     gemm: str = "bf16"  # fp32 | bf16 | fp8
     recompute: str = "none"  # none | report | block
-    moment_bytes: int = 4  # of one AdamW moment
+    moment_bytes: int = 4  # of one moment
+    muon: bool = False  # trains hidden matrices with one moment; AdamW has two
     ema: bool = False
     pipeline: int = 1
     data: int = 1
@@ -91,7 +92,8 @@ class Job:
         gemm = precision["gemm"] if precision["gemm"] != "auto" else ("bf16" if fast_bf16 else "fp32")
         return cls(
             model, tokens, data["batch_rows"], data["micro_rows"], data["sequence_length"], gemm,
-            precision["recompute"], 2 if optim["moments"] == "bf16" else 4, optim["ema_decay"] > 0,
+            precision["recompute"], 2 if optim["moments"] == "bf16" else 4, optim["kind"] == "muon",
+            optim["ema_decay"] > 0,
             parallel["pipeline"], parallel["data"] or max(world // parallel["pipeline"], 1), parallel["expert"],
             parallel["schedule"], parallel["sharding"],
             parallel["dispatch"] if parallel["dispatch"] != "auto" else gemm,

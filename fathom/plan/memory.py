@@ -1,7 +1,8 @@
 """Bytes on one device, item by item, and what one token leaves in memory between its forward and its backward.
 
     weights, gradients     FP32, all that the device holds (ZeRO-1 shards neither; fsdp2 shards both)
-    optimizer              two moments, and the EMA if kept, of 1/N of it     N: ranks that hold the same parameters
+    optimizer              two moments (Muon's matrices: one), and the EMA if kept, of 1/N of it
+                                                                           N: ranks that hold the same parameters
     activations            kept per token x tokens of a micro-batch x micro-batches in flight (schedule)
     GEMM weights           FP8 blocks or BF16 copies of one layer, made for each product
     buffers                the largest all-to-all, twice, and the messages of the pipeline
@@ -122,7 +123,7 @@ def memory(job: Job, rank: int) -> dict[str, float]:
     out = {
         "weights (FP32)": 4.0 * kept,
         "gradients (FP32)": 4.0 * kept,
-        "AdamW moments": 2.0 * job.moment_bytes * slices,
+        ("Muon and AdamW" if job.muon else "AdamW") + " moments": job.moment_bytes * _moments(job, blocks, slices),
         "weight average (EMA)": 4.0 * slices if job.ema else 0.0,
         "activations": activations,
         "GEMM weights": _gemm_weights(job, blocks),
@@ -131,6 +132,15 @@ def memory(job: Job, rank: int) -> dict[str, float]:
     if job.sharding == "fsdp2":
         out["gathered layer"] = 4.0 * max((linear_parameters(job, b) for b in blocks), default=0)
     return out
+
+
+def _moments(job: Job, blocks: list[int], slices: float) -> float:
+    """Numbers that the optimizer keeps; Muon's matrices are those that run in the GEMM's precision."""
+    if not job.muon:
+        return 2.0 * slices
+    routed = sum(routed_parameters(job, b) for b in blocks) / job.expert
+    plain = sum(linear_parameters(job, b) for b in blocks) - routed
+    return 2.0 * slices - plain / job.data - routed / job.expert_copies
 
 
 def _gemm_weights(job: Job, blocks: list[int]) -> float:

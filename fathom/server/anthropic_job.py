@@ -51,11 +51,9 @@ def _params(body: CountRequest, served: Served) -> SamplingParams:
     grammar = _grammar(body)
     if not isinstance(body, MessagesRequest):
         return SamplingParams(grammar=grammar)
-    default = served.settings.sampling
-    return SamplingParams(
-        temperature=default.temperature if body.temperature is None else body.temperature,
-        top_p=default.top_p if body.top_p is None else body.top_p,
-        top_k=body.top_k or 0,
+    asked = {"temperature": body.temperature, "top_p": body.top_p, "top_k": body.top_k}
+    return served.llm.sampling.replace(
+        **{name: value for name, value in asked.items() if value is not None},
         max_tokens=body.max_tokens,
         stop=tuple(body.stop_sequences or ()),
         grammar=grammar,

@@ -26,7 +26,7 @@ def job_of(body: ChatRequest, served: Served) -> ChatJob:
         raise ApiError(400, f"{message}; they are two names of one limit, give one", param="max_tokens")
     params = sampling_params(
         body,
-        served.settings.sampling,
+        served.llm.sampling,
         max_tokens=body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         inside=bool(body.inside),

@@ -128,7 +128,7 @@ async def start_completion(served: Served, body: CompletionRequest) -> Completio
         raise ApiError(400, "echo has no meaning with suffix: the answer stands between the two", param="echo")
     params = sampling_params(
         body,
-        served.settings.sampling,
+        served.llm.sampling,
         max_tokens=1 if body.max_tokens == 0 else body.max_tokens,
         logprobs=body.logprobs,
         prompt_logprobs=body.logprobs if body.echo else None,

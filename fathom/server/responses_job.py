@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fathom.engine.grammar import Grammar
-from fathom.engine.params import SamplingParams
 from fathom.server.adapted import check_tools_size, function_tool, schema_grammar
 from fathom.server.errors import ApiError
 from fathom.server.prepare import ChatJob
@@ -26,10 +25,10 @@ def job_of(body: ResponsesRequest, served: Served) -> ChatJob:
     ]
     return ChatJob(
         messages=chat_messages(body.instructions, body.input),
-        params=SamplingParams(
+        params=served.llm.sampling.replace(
             temperature=temperature_of(body, served),
             top_p=top_p_of(body, served),
-            max_tokens=body.max_output_tokens,
+            max_tokens=served.llm.sampling.max_tokens if body.max_output_tokens is None else body.max_output_tokens,
             logprobs=(body.top_logprobs or 0) if body.include else None,
             grammar=_grammar(body),
         ),
@@ -41,11 +40,11 @@ def job_of(body: ResponsesRequest, served: Served) -> ChatJob:
 
 def temperature_of(body: ResponsesRequest, served: Served) -> float:
     """What counts, whoever said it."""
-    return served.settings.sampling.temperature if body.temperature is None else body.temperature
+    return served.llm.sampling.temperature if body.temperature is None else body.temperature
 
 
 def top_p_of(body: ResponsesRequest, served: Served) -> float:
-    return served.settings.sampling.top_p if body.top_p is None else body.top_p
+    return served.llm.sampling.top_p if body.top_p is None else body.top_p
 
 
 def _grammar(body: ResponsesRequest) -> Grammar | None:

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import Request
 
 from fathom import __version__
+from fathom.engine.defaults import sampling_dict
 from fathom.engine.llm import LLM
 from fathom.engine.service import EngineService
 from fathom.server.access import RequestRecord
@@ -61,7 +62,7 @@ class Served:
 
     def model_card(self) -> dict[str, Any]:
         """The entry of /v1/models."""
-        config, sampling = self.llm.model.config, self.settings.sampling
+        config = self.llm.model.config
         return {
             "id": self.settings.model_id,
             "object": "model",
@@ -76,7 +77,8 @@ class Served:
                 "experts_per_token": config.num_experts_per_tok,
                 "mtp_depth": config.num_nextn_predict_layers,
                 "dtype": self.llm.precision.partition(" ")[0],
-                "default": {"temperature": sampling.temperature, "top_p": sampling.top_p},
+                "default": sampling_dict(self.llm.sampling),
+                "starters": list(self.settings.starters),
             },
         }
 

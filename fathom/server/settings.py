@@ -1,39 +1,17 @@
-"""What the person who starts the server decides, and what a checkpoint says about sampling."""
+"""What the person who starts the server decides."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
 
 from fathom.runtime import UserError
-from fathom.text.tokenizer import optional_json
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 KEYS_VARIABLE = "FATHOM_API_KEYS"
 MAX_KEY_FILE_BYTES = 2**20
 MIN_KEY_CHARS = 8
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """What a request gets that leaves a field out: the checkpoint's generation_config.json, else 1.0 and 1.0."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-
-    @classmethod
-    def of_checkpoint(cls, folder: Path) -> Sampling:
-        """From generation_config.json. `do_sample: false` means greedy."""
-        config = optional_json(folder / "generation_config.json")
-        if config.get("do_sample") is False:
-            return cls(temperature=0.0)
-        temperature, top_p = config.get("temperature"), config.get("top_p")
-        return cls(
-            temperature=temperature if _is_number(temperature) and 0 <= temperature <= 2 else 1.0,
-            top_p=top_p if _is_number(top_p) and 0 < top_p <= 1 else 1.0,
-        )
 
 
 @dataclass(frozen=True)
@@ -47,7 +25,8 @@ class Settings:
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     """Any of them opens every route; empty: no key is asked for."""
     cors_origins: tuple[str, ...] = ()
-    sampling: Sampling = Sampling()
+    starters: tuple[str, ...] = ()
+    """What the chat page offers to begin with."""
     drain_seconds: float = 60.0
     keep_alive_seconds: float = 10.0
     """A stream that has been silent this long sends a comment line, so that nothing between cuts the connection."""
@@ -93,7 +72,3 @@ def _keys_in(file: Path) -> list[str]:
     if not keys:
         raise UserError(f"the key file {file} holds no key; write one a line, or leave --api-key-file out")
     return keys
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)

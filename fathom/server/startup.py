@@ -3,12 +3,14 @@
     minnow   22.4M parameters, 6.5M activated per token
     weights  FP8 (embedding, head and norms BF16) on cpu
     cache    524,288 tokens in 2240.0 MiB; one request: 8,192
+    sampling temperature 0.6, top_p 0.95, where a request does not say otherwise
 
 and so on, one line per subject.
 """
 
 from __future__ import annotations
 
+from fathom.engine.defaults import described
 from fathom.engine.llm import LLM
 from fathom.model.cost import parameters
 from fathom.server.settings import KEYS_VARIABLE, Settings
@@ -27,6 +29,7 @@ def ready_text(llm: LLM, settings: Settings, port: int) -> str:
         "weights": f"{llm.precision} on {llm.model.embed_tokens.weight.device}",
         "cache": f"{cache}; one request: {llm.max_model_len:,}",
         "drafts": engine.stats().speculation,
+        "sampling": f"{described(llm.sampling)}, where a request does not say otherwise",
         "kernels": {"cpu": "C++, compiled for this machine", "torch": "PyTorch"}[llm.kernels],
         "chat page": f"{url}/" if "/" in page_files() else "not in this installation",
         "API": f"{url}/v1" + (f", reference at {url}/docs" if docs_files() else f", reference at {url}/openapi.json"),

@@ -4,6 +4,9 @@ Text is first cut into pieces that a merge may not cross, by three splits in a r
 three; runs of Chinese and Japanese; then words (with one sign or space before them), punctuation with the line breaks
 that follow, and white space. Inside a piece, bytes are merged. All 256 bytes are in the vocabulary: nothing is unknown.
 
+Groups of three digits are cut from the left (12345 is 123 and 45), so the same token stands for thousands in one number
+and for ones in the next. A small model then hardly learns to add: `digits="single"` makes each digit a token.
+
 Ids: 0 begin, 1 end, 2 padding; then bytes and merges; the chat, fill-in-the-middle and tool tokens are the last of the
 vocabulary, in V3's order. As in V3, those tokens are added but not special (only `<|EOT|>` is): decoding keeps them.
 """
@@ -13,7 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
@@ -30,6 +33,7 @@ LAST_TOKENS = (
     "<｜tool▁sep｜>",
 )
 
+Digits = Literal["v3", "single"]  # groups of up to three as in V3, or each one a token
 # Exactly the three patterns of V3's tokenizer.json.
 SPLITS = (
     r"\p{N}{1,3}",
@@ -37,20 +41,27 @@ SPLITS = (
     "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
     "| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+",
 )
+SINGLE_DIGITS = r"\p{N}"
 SMALLEST = len(FIRST_TOKENS) + 256 + len(LAST_TOKENS)
 
 
-def pre_tokenizer() -> pre_tokenizers.PreTokenizer:
-    splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in SPLITS]
+def pre_tokenizer(digits: Digits = "v3") -> pre_tokenizers.PreTokenizer:
+    """What cuts text into pieces."""
+    patterns = SPLITS if digits == "v3" else (SINGLE_DIGITS, *SPLITS[1:])
+    splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in patterns]
     return pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int, out_dir: Path, *, model_max_length: int = 4096) -> None:
+def train_bpe(
+    texts: Iterable[str], vocab_size: int, out_dir: Path, *, digits: Digits = "v3", model_max_length: int = 4096
+) -> None:
     """Write tokenizer.json and tokenizer_config.json with exactly `vocab_size` ids, or raise UserError."""
+    if digits not in get_args(Digits):
+        raise UserError(f"digits {digits!r} is not known; take one of {', '.join(get_args(Digits))}")
     if vocab_size < SMALLEST:
         raise UserError(f"vocab_size {vocab_size} is too small: bytes and added tokens alone need {SMALLEST}")
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizer()
+    tokenizer.pre_tokenizer = pre_tokenizer(digits)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     trainer = trainers.BpeTrainer(

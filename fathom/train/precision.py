@@ -19,7 +19,7 @@ from fathom.kernels.train_ops import pick_training
 from fathom.model.mla import MultiHeadLatentAttention
 from fathom.model.moe import Experts
 from fathom.model.transformer import DeepseekV3
-from fathom.runtime import fast_bf16
+from fathom.runtime import bf16_products, fast_bf16
 
 
 class TrainLinear(nn.Linear):
@@ -53,12 +53,13 @@ class TrainExperts(Experts):
 def arithmetic(
     gemm: str, device: torch.device, *, scale: str = "fp32", gradients: str = "tile", kernels: str = "auto"
 ) -> Arithmetic:
-    """`auto` is BF16 where BF16 matmuls are fast, else FP32."""
+    """`auto` is BF16 where BF16 matmuls are fast, else FP32; "bf16" takes what instructions there are for it."""
     fast = fast_bf16(device)
     if gemm == "auto":
         gemm = "bf16" if fast else "fp32"
+    carried = not (bf16_products(device) if gemm == "bf16" else fast)
     return Arithmetic(
-        gemm, scale, gradients, carry_bf16=not fast, ops=pick_training(kernels, device), queue=WeightGradients()
+        gemm, scale, gradients, carry_bf16=carried, ops=pick_training(kernels, device), queue=WeightGradients()
     )
 
 

@@ -9,24 +9,30 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer as Backend
 
-from fathom.checkpoint.locate import resolve
 from fathom.checkpoint.reader import open_checkpoint
 from fathom.config import ModelConfig
 from fathom.model.transformer import DeepseekV3
+from fathom.models.resolve import resolve
 from fathom.parallel.mesh import Mesh
 from fathom.runtime import UserError
 from fathom.text.dataset import Batch, PackedDataset, open_streams, tokenize
+from fathom.text.encoder import PlainEncoder
+from fathom.text.generated import GeneratedRows
+from fathom.text.mixture import Mixture
 from fathom.text.packed import Noise
 from fathom.text.prefetch import Prefetched
 from fathom.text.ramp import Ramp
-from fathom.text.shards import require_tokens, stored_weights
+from fathom.text.shards import read_meta, require_tokens, stored_weights
 from fathom.text.tokenizer import Tokenizer
 from fathom.train.config import TrainConfig, differences
+from fathom.train.epochs import check_epochs
 from fathom.train.evaluate import Nats, bits_per_byte
 from fathom.train.export import export
-from fathom.train.limits import EXTENSION, refuse
+from fathom.train.limits import DISTILL, EXTENSION, refuse
 from fathom.train.loop import Data, Trainer, ramp_of
 from fathom.train.parts import check_rows
+from fathom.train.schedules import long_start
+from fathom.train.selection import trains
 
 # What may differ between a recipe's [model] and the checkpoint it starts from: how it is stored, how it was made, RoPE.
 FREE = {"rope_scaling", "max_position_embeddings", "initializer_range", "quantization_config", "torch_dtype"}
@@ -40,9 +46,18 @@ def start_model(config: TrainConfig) -> DeepseekV3:
         for note in checkpoint.notes:
             warnings.warn(note, stacklevel=2)
         found = checkpoint.config
+    wanted, has = config.model.get("num_nextn_predict_layers"), found.num_nextn_predict_layers
+    if wanted and not has and trains("mtp.0", config.run.train):  # fresh modules for a model that had none
+        found = found.replace(num_nextn_predict_layers=wanted)
+    elif wanted not in (None, has):
+        raise UserError(
+            f"model.num_nextn_predict_layers is {wanted}, run.init_from has {has} MTP modules; they can be added only "
+            'to a model that has none, by a run that trains them (run.train with "mtp" or "all")'
+        )
     described, stored = config.model_config().to_dict(), found.replace(extra={}).to_dict()
     changed = [name for name in differences(described, stored) if name.split(".")[0] not in FREE]
-    if changed and (config.model or config.preset != TrainConfig.preset):  # a recipe that names no model takes any
+    names_one = config.model.keys() - {"num_nextn_predict_layers"} or config.preset != TrainConfig.preset
+    if changed and names_one:  # a recipe that names no model takes any
         raise UserError(
             f"run.init_from {config.run.init_from} is another model than the recipe's preset and [model] describe "
             f"(different: {', '.join(changed)})"
@@ -101,16 +116,30 @@ class Staged:
         return (self.short if step < self.switch else self.long).batch(step)
 
 
+def text_rows(
+    config: TrainConfig, folder: Path, tokenizer: Tokenizer, *, rows: int | Ramp, length: int, seed: int
+) -> Data:
+    """Rows of the documents of a token folder, and data.generated_share of them of generated text."""
+    d, meta = config.data, read_meta(folder)
+    noise = Noise.of(tokenizer, d.fim_rate, d.split_rate)
+    packed = PackedDataset(
+        open_streams(folder), rows=1 if d.generated_share else rows, length=length, seed=seed,
+        weights=d.weights or stored_weights(folder) or None, noise=noise,
+    )  # fmt: skip
+    if not d.generated_share:
+        return packed
+    generated = GeneratedRows(
+        PlainEncoder(str(d.tokenizer)), bos=meta["bos"], eos=meta["eos"], length=length, seed=seed, weights=d.generated,
+        noise=noise,
+    )  # fmt: skip
+    return Mixture(packed, generated, rows=rows, share=d.generated_share)
+
+
 def batches(config: TrainConfig, folder: Path, tokenizer: Tokenizer, data_ranks: int) -> Prefetched:
     """The data of a whole pretraining run, from token shards."""
     d, seed, ramp = config.data, config.run.seed, ramp_of(config, data_ranks)
-    noise = Noise.of(tokenizer, d.fim_rate, d.split_rate)
-    streams, weights = open_streams(folder), d.weights or stored_weights(folder) or None
-
-    def packed(rows: int | Ramp, length: int, seed: int) -> PackedDataset:
-        return PackedDataset(streams, rows=rows, length=length, seed=seed, weights=weights, noise=noise)
-
-    short = packed(ramp, d.sequence_length, seed)
+    check_epochs(config, folder, ramp.first_row(config.run.steps) * d.sequence_length)
+    short = text_rows(config, folder, tokenizer, rows=ramp, length=d.sequence_length, seed=seed)
     if not d.long_length:
         return Prefetched(short, d.workers)
     rows, left = divmod(d.batch_rows * d.sequence_length, d.long_length)
@@ -119,14 +148,15 @@ def batches(config: TrainConfig, folder: Path, tokenizer: Tokenizer, data_ranks:
             f"data.long_length {d.long_length} does not divide the {d.batch_rows * d.sequence_length} tokens of a step"
         )
     check_rows(config, rows, data_ranks)  # now, and not when their turn comes
-    long = packed(rows, d.long_length, seed + 1)
-    return Prefetched(Staged(short, long, round(config.run.steps * (1 - d.long_fraction))), d.workers)
+    long = text_rows(config, folder, tokenizer, rows=rows, length=d.long_length, seed=seed + 1)
+    return Prefetched(Staged(short, long, long_start(config)), d.workers)
 
 
 def check(config: TrainConfig) -> None:
     """What pretraining does not take, before anything is read."""
     refuse(config, ["data.template", "data.text"], "pretraining; they belong to SFT")
     refuse(config, EXTENSION, "pretraining; they belong to `fathom train extend`")
+    refuse(config, DISTILL, "pretraining; they belong to `fathom train distill`")
 
 
 def pretrain(config: TrainConfig, mesh: Mesh | None = None, tick: Callable[[], None] = lambda: None) -> Path:

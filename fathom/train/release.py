@@ -18,11 +18,11 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from fathom.checkpoint.locate import resolve
 from fathom.checkpoint.reader import load_model, read_config
 from fathom.checkpoint.writer import save_model
 from fathom.config import ModelConfig
 from fathom.model.cost import parameters
+from fathom.models.resolve import resolve
 from fathom.runtime import UserError, atomic_write, read_json, write_json, write_text
 from fathom.train.config import TrainConfig
 from fathom.train.figures import draw_curves, heldout_bits, measure

@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from fathom.checkpoint.convert import convert
 from fathom.checkpoint.inspect import inspect
-from fathom.checkpoint.locate import resolve
 from fathom.checkpoint.plan import Options
 from fathom.checkpoint.reader import load_model
 from fathom.checkpoint.writer import save_model
+from fathom.models.resolve import resolve
 from fathom.runtime import UserError
 
 ONE, INDEX = "model.safetensors", "model.safetensors.index.json"

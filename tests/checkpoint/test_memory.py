@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from fathom.checkpoint import reader
-from fathom.checkpoint.locate import resolve
 from fathom.checkpoint.store import Store
 from fathom.checkpoint.writer import save_model
 from fathom.config import ModelConfig
 from fathom.model.transformer import DeepseekV3
+from fathom.models.resolve import resolve
 from fathom.parallel.piece import Piece
 from fathom.runtime import write_json
 from fathom.train.config import TrainConfig

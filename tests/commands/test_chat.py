@@ -268,7 +268,7 @@ def test_json(chat, tiny_folder):
     assert code == 0 and out.count("\n") == 1
     expected = LLM(tiny_folder, seed=3).chat(
         [{"role": "system", "content": "be brief"}, {"role": "user", "content": "sing"}],
-        SamplingParams(temperature=0.6, top_p=0.9, max_tokens=8),
+        SamplingParams(top_p=0.9, max_tokens=8),
     )[0]
     assert result["text"] == expected.outputs[0].text
     assert result["finish_reason"] == expected.outputs[0].finish_reason and result["seed"] == 3

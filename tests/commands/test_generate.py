@@ -212,3 +212,20 @@ def test_flags_are_frozen():
         "max_tokens", "stop", "n", "logprobs", "repetition_penalty", "presence_penalty", "frequency_penalty",
         "ignore_eos", "seed", "dtype", "device",
     ]  # fmt: skip
+
+
+def test_answered_conversations_can_be_trained_on(tiny_folder, tmp_path):
+    """The line of a conversation is a dialogue; of a text, or of several answers, it is none."""
+    talk = [{"role": "user", "content": "sing"}]
+    lines = [{"messages": talk}, {"prompt": "a fish"}, {"messages": talk, "n": 2}]
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert (
+        main(
+            ["generate", str(tiny_folder), "--input-file", str(source), "--output-file", str(out), "--max-tokens", "4"]
+        )
+        == 0
+    )
+    first, *others = (json.loads(line) for line in out.read_text().splitlines())
+    assert first["messages"] == [*talk, {"role": "assistant", "content": first["outputs"][0]["text"]}]
+    assert not any("messages" in line for line in others)

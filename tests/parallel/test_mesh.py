@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,7 @@ def test_messages(tmp_path: Path) -> None:
         value = rank.value
         assert value["scattered"] == [111 * (2 * me), 111 * (2 * me + 1)]
         assert value["gathered"] == [1, 1, 2, 2, 3, 3]
+        assert value["largest"] == [2, 0, -math.inf]
         assert value["left"] == [(me - 1) % 3] * 2 and value["right"] == [(me + 1) % 3 + 0.5] * 4
     assert ended[0].value["rows"] == [10] * 3 + [20] * 6
     assert ended[1].value["rows"] == []
@@ -80,7 +82,7 @@ def test_one_rank_needs_nobody() -> None:
     out = torch.empty(4)
     group.all_to_all(out, x, [4], [4]).wait()
     assert torch.equal(out, x) and group.agree(3)
-    assert group.sum(x) is x and group.join(x) is x and group.reduce_scatter(x) is x
+    assert group.sum(x) is x and group.largest(x) is x and group.join(x) is x and group.reduce_scatter(x) is x
     group.all_gather(out.zero_(), x)
     assert torch.equal(out, x)
     group.exchange([], []).wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fathom.kernels.adamw import AdamW
+from fathom.kernels.muon import Muon
 from fathom.parallel.launch import Place, join
 from fathom.parallel.mesh import Layout, Mesh, make_mesh
 from fathom.parallel.zero import Zero1
@@ -77,6 +79,7 @@ def messages() -> dict[str, Any]:
         return {
             "scattered": scattered.tolist(), "gathered": flat.tolist(), "rows": out[:, 0].tolist(),
             "left": left.tolist(), "right": right.tolist(),
+            "largest": group.largest(torch.tensor([float(me), -float(me), -math.inf])).tolist(),
         }  # fmt: skip
 
 
@@ -111,11 +114,16 @@ def contribution(name: str, step: int, mesh: Mesh) -> Tensor:
     return parts.chunk(expert.size)[expert.rank]
 
 
-def zero_run(mesh: Mesh, moments: torch.dtype, ema: float | None) -> dict[str, Any]:
+def row_factors(step: int) -> dict[str, Tensor]:
+    """What a clip of logits might ask for."""
+    return {"proj.weight": torch.linspace(0.5, 1, 11)} if step == 1 else {}
+
+
+def zero_run(mesh: Mesh, moments: torch.dtype, ema: float | None, muon: Muon | None = None) -> dict[str, Any]:
     """Some steps with the given gradients; the rank's pieces and what it measured on the way."""
     parameters, shapes = local_parameters(mesh)
     optim = AdamW(weight_decay=0.1, moments=moments)
-    zero = Zero1(parameters, mesh, optim, routed=routed, shapes=shapes, ema=ema)
+    zero = Zero1(parameters, mesh, optim, routed=routed, shapes=shapes, ema=ema, muon=muon)
     squares = []
     for step in range(STEPS):
         for name, parameter in parameters.items():
@@ -124,7 +132,7 @@ def zero_run(mesh: Mesh, moments: torch.dtype, ema: float | None) -> dict[str, A
                 (parameter * gradient / 2).sum().backward()
         zero.reduce()
         squares.append(float(mesh.world.sum(zero.square_sum())))
-        zero.step(lr=LR, scale=SCALES[step])
+        zero.step(lr=LR, scale=SCALES[step], rows=row_factors(step))
         assert all(p.grad is not None and not p.grad.any() for p in parameters.values())
     out: dict[str, Any] = {
         "squares": squares,
@@ -137,7 +145,7 @@ def zero_run(mesh: Mesh, moments: torch.dtype, ema: float | None) -> dict[str, A
         assert all(torch.equal(p, out["weights"][name]) for name, p in parameters.items())
     # loading: another start, the same state copied into the pieces, one more step: as if nothing had happened
     fresh, shapes = local_parameters(mesh)
-    loaded = Zero1(fresh, mesh, optim, routed=routed, shapes=shapes, ema=ema)
+    loaded = Zero1(fresh, mesh, optim, routed=routed, shapes=shapes, ema=ema, muon=muon)
     for mine, saved in zip(loaded.pieces(loading=True), zero.pieces(), strict=True):
         mine.data.copy_(saved.data)
     loaded.steps = zero.steps
@@ -154,4 +162,5 @@ def zero_run(mesh: Mesh, moments: torch.dtype, ema: float | None) -> dict[str, A
 
 def zero_cases(layout: Layout) -> list[dict[str, Any]]:
     with joined(layout) as mesh:
-        return [zero_run(mesh, torch.float32, 0.75), zero_run(mesh, torch.bfloat16, None)]
+        muon = zero_run(mesh, torch.float32, 0.75, Muon())
+        return [zero_run(mesh, torch.float32, 0.75), zero_run(mesh, torch.bfloat16, None), muon]

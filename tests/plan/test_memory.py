@@ -13,7 +13,7 @@ from fathom.model.transformer import DeepseekV3
 from fathom.parallel.schedules import schedule
 from fathom.parallel.timeline import peaks
 from fathom.plan.job import Job
-from fathom.plan.layout import holding, stages
+from fathom.plan.layout import held, holding, stages
 from fathom.plan.memory import ACTIVATION_BYTES, in_flight, kept_per_token, linear_parameters, memory, stage_activations
 from fathom.train.precision import arithmetic, prepare
 from fathom.train.recompute import recompute
@@ -27,6 +27,11 @@ def test_state_of_one_device_by_hand() -> None:
     have, items = holding(job, 1), memory(job, 1)
     assert items["weights (FP32)"] == items["gradients (FP32)"] == 4 * (have.plain + have.routed)
     assert items["AdamW moments"] == 2 * 2 * (have.plain / 4 + have.routed / 2)
+    muon = memory(dataclasses.replace(job, muon=True), 1)
+    blocks = [b for stage in held(job, 1) for b in stage.blocks(job)]
+    experts = sum(3 * 256 * 128 * 32 for b in blocks if MINNOW.is_moe_layer(b)) // 2
+    others = sum(linear_parameters(job, b) for b in blocks) - experts
+    assert muon["Muon and AdamW moments"] == items["AdamW moments"] - 2 * (others / 4 + experts / 2)
     assert items["weight average (EMA)"] == 4 * (have.plain / 4 + have.routed / 2)
     sharded = memory(dataclasses.replace(job, sharding="fsdp2"), 1)
     assert sharded["weights (FP32)"] == 4 * (have.plain / 4 + have.routed / 2) and sharded["gathered layer"] > 0

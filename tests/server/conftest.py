@@ -3,15 +3,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from fake_service import FakeService
+from fake_service import FakeLLM, FakeService
 from running import Running, running
 
-from fathom.server.settings import Sampling
+from fathom.engine.params import SamplingParams
 
 
 @pytest.fixture(scope="session")
 def _server() -> Iterator[Running]:
-    with running(FakeService(), keep_alive_seconds=0.05, sampling=Sampling(0.6, 0.95)) as server:
+    service = FakeService(FakeLLM(sampling=SamplingParams(temperature=0.6, top_p=0.95)))
+    with running(service, keep_alive_seconds=0.05, starters=("Hello!",)) as server:
         yield server
 
 

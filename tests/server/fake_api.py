@@ -92,6 +92,7 @@ class FakeApi:
         self.requests: list[dict[str, Any]] = []
         self.aborted = 0
         self.extra: dict[str, list[dict[str, str]]] = {}  # scripted answers: message -> deltas
+        self.starters = ["plain one", "plain two"]
 
     # ---- HTTP ----
 
@@ -148,7 +149,8 @@ class FakeApi:
             "experts_per_token": self.k,
             "mtp_depth": 1,
             "dtype": "fp8",
-            "default": {"temperature": 0.6, "top_p": 0.95},
+            "default": {"temperature": 0.6, "top_p": 0.95, "top_k": 0, "min_p": 0, "repetition_penalty": 1},
+            "starters": self.starters,
         }
         return {"id": "minnow", "object": "model", "fathom": fathom}
 

@@ -32,7 +32,12 @@ LOGPROB = -0.5
 
 
 class FakeLLM:
-    def __init__(self, template: ChatTemplate | None = None) -> None:
+    def __init__(
+        self,
+        template: ChatTemplate | None = None,
+        sampling: SamplingParams = SamplingParams(),  # noqa: B008
+    ) -> None:
+        self.sampling = sampling
         self.tokenizer = Tokenizer.from_pretrained(MINNOW)
         self.template = template or ChatTemplate.from_pretrained(MINNOW)
         config = ModelConfig.from_pretrained(MINNOW)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from fake_service import LOGPROB
 
+from fathom.engine.defaults import sampling_dict
+from fathom.engine.params import SamplingParams
 from fathom.text.chat_tokens import CALL_BEGIN, CALL_END, CALLS_BEGIN, CALLS_END, END_THINK, SEP
 
 USER = [{"role": "user", "content": "Hi"}]
@@ -273,12 +275,27 @@ def test_every_sampling_field_reaches_the_engine(server):
     assert params.logit_bias == {17: 3} and params.stop == ("x",) and more["priority"] == -3
 
 
-def test_what_a_request_leaves_out_is_the_checkpoint_s_advice(server):
+def test_what_a_request_leaves_out_is_the_checkpoint_s_advice(server, monkeypatch):
+    advice = {"temperature": 0.6, "top_p": 0.95, "top_k": 40, "min_p": 0.05, "repetition_penalty": 1.1, "max_tokens": 4}
+    monkeypatch.setattr(server.fake.llm, "sampling", SamplingParams(**advice))
     server.chat()
-    server.chat(temperature=None, top_p=1)
-    (_, left_out, _), (_, given, _) = server.fake.submitted
-    assert (left_out.temperature, left_out.top_p) == (0.6, 0.95)
-    assert (given.temperature, given.top_p) == (0.6, 1)
+    server.chat(temperature=None, top_p=1, top_k=0, max_tokens=9)
+    server.post("/v1/completions", prompt="Hi", max_tokens=None)
+    server.post("/v1/responses", input="Hi")
+    server.post("/v1/messages", messages=[{"role": "user", "content": "Hi"}], max_tokens=7, top_p=0.5)
+    chat, said, completion, response, message = (sampling_dict(params) for _, params, _ in server.fake.submitted)
+    assert chat == completion == response == advice
+    assert said == advice | {"top_p": 1, "top_k": 0, "max_tokens": 9}
+    assert message == advice | {"top_p": 0.5, "max_tokens": 7}
+    about = server.http.get("/v1/models").json()["data"][0]["fathom"]
+    assert about["default"] == advice and about["starters"] == ["Hello!"]
+
+
+def test_several_answers_of_a_greedy_checkpoint_are_drawn(server, monkeypatch):
+    monkeypatch.setattr(server.fake.llm, "sampling", SamplingParams(temperature=0, top_p=0.9))
+    server.chat(n=2)
+    assert (server.fake.submitted[0][1].temperature, server.fake.submitted[0][1].top_p) == (1, 0.9)
+    assert server.chat(n=2, temperature=0).status_code == 400
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,29 @@ def test_send_stream_and_figures(page: Page, api: FakeApi, expect: Any) -> None:
     ]
 
 
+def test_a_starter_is_sent_and_the_unsent_words_stay(page: Page, api: FakeApi, expect: Any) -> None:
+    starters = page.locator("#starters button")
+    expect(starters).to_have_text(["plain one", "plain two"])
+    page.fill("#prompt", "my own words")
+    starters.nth(1).click()
+    settled(page)
+    assert api.requests[0]["messages"] == [{"role": "user", "content": "plain two"}]
+    expect(page.locator("#prompt")).to_have_value("my own words")
+    expect(page.locator("#empty")).to_be_hidden()
+    page.click("#new")
+    expect(page.locator("#prompt")).to_have_value("")
+    starters.first.focus()
+    page.keyboard.press("Enter")
+    settled(page)
+    assert api.requests[1]["messages"] == [{"role": "user", "content": "plain one"}]
+
+
+def test_a_model_without_starters_gets_four_of_ours(page: Page, api: FakeApi, expect: Any) -> None:
+    api.starters = []
+    page.reload()
+    expect(page.locator("#starters button")).to_have_count(4)
+
+
 def test_words_appear_while_they_come_and_escape_stops(page: Page, api: FakeApi, expect: Any) -> None:
     send(page, "slow", wait=False)
     expect(answer(page)).to_contain_text("word3 ")

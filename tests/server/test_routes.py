@@ -7,6 +7,7 @@ from fake_service import FakeLLM, FakeService
 from running import refused, running
 
 from fathom import __version__
+from fathom.engine.defaults import sampling_dict
 from fathom.text.chat import ChatTemplate
 
 USER = [{"role": "user", "content": "b"}]
@@ -18,7 +19,7 @@ def test_models(server):
     assert model.fathom == {
         "max_model_len": server.fake.llm.max_model_len, "thinking": True, "format": "v3", "moe_layers": 5,
         "experts": 32, "experts_per_token": 4, "mtp_depth": 1, "dtype": "BF16",
-        "default": {"temperature": 0.6, "top_p": 0.95},
+        "default": sampling_dict(server.fake.llm.sampling), "starters": ["Hello!"],
     }  # fmt: skip
     refused(server.http.get("/v1/models/deepseek-ai/DeepSeek-V3"), 404, "model", "DeepSeek-V3", "minnow")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import signal
 import socket
@@ -15,12 +14,13 @@ from pathlib import Path
 
 import httpx
 import pytest
-from fake_service import MINNOW
 from running import wait_for
 
 from fathom.commands.serve import Args, check_origins, parse_speculative, run
+from fathom.models.card import starters
+from fathom.models.registry import ASSETS
 from fathom.runtime import UserError
-from fathom.server.settings import Sampling, public_name
+from fathom.server.settings import public_name
 
 HERE = Path(__file__).parent
 BODY = {"model": "minnow", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
@@ -117,21 +117,9 @@ def test_a_folder_is_shown_by_its_name_only(tmp_path):
     assert public_name(str(folder)) == "my-model" and public_name("owner/name") == "owner/name"
 
 
-@pytest.mark.parametrize(
-    "config, expected",
-    [({}, (1.0, 1.0)), ({"temperature": 0.6, "top_p": 0.95}, (0.6, 0.95)), ({"do_sample": False}, (0.0, 1.0)),
-     ({"temperature": "hot", "top_p": 7}, (1.0, 1.0))],
-)  # fmt: skip
-def test_the_checkpoint_s_advice(tmp_path, config, expected):
-    (tmp_path / "generation_config.json").write_text(json.dumps(config))
-    sampling = Sampling.of_checkpoint(tmp_path)
-    assert (sampling.temperature, sampling.top_p) == expected
-    assert Sampling.of_checkpoint(MINNOW) == Sampling(0.6, 0.95)
-
-
 def test_the_whole_command():
     """minnow, a free port, an answer, SIGTERM."""
-    command = [sys.executable, "-m", "fathom", "serve", "--port", "0", "--cache-tokens", "4096"]
+    command = [sys.executable, "-m", "fathom", "serve", "minnow", "--port", "0", "--cache-tokens", "4096"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     said: list[str] = []
     assert process.stderr is not None
@@ -139,12 +127,15 @@ def test_the_whole_command():
     try:
         wait_for(lambda: any(line.startswith("keys") for line in said), 120)
         text = "".join(said)
-        for words in ("minnow, 22.4M parameters, 6.5M activated", "FP8", "4,096 tokens", "MiB", "/v1", "/docs", "none"):
+        facts = ("minnow, 22.4M parameters, 6.5M activated", "FP8", "4,096 tokens", "temperature 0.6, top_p 0.95")
+        for words in (*facts, "/v1", "/docs", "none"):
             assert words in text, text
         url = re.search(r"http://[\d.:]+", text)
         assert url is not None
         answer = httpx.post(f"{url[0]}/v1/chat/completions", json={**BODY, "stream": False}, timeout=60).json()
         assert answer["choices"][0]["message"]["content"]
+        about = httpx.get(f"{url[0]}/v1/models").json()["data"][0]["fathom"]
+        assert about["default"]["temperature"] == 0.6 and about["starters"] == list(starters(ASSETS / "minnow"))
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
         assert "SIGTERM" in "".join(said) and "POST /v1/chat/completions 200" in "".join(said)

@@ -71,6 +71,21 @@ def test_golden_splits(text: str) -> None:
     assert [piece for piece, _ in pre_tokenizer().pre_tokenize_str(text)] == GOLDEN[text]
 
 
+def test_single_digits(tmp_path: Path) -> None:
+    pieces = [piece for piece, _ in pre_tokenizer("single").pre_tokenize_str("In 1234, 5.06 and x²")]
+    assert pieces == ["In", "Ġ", "1", "2", "3", "4", ",", "Ġ", "5", ".", "0", "6", "Ġand", "Ġx", "Â²"]
+    for text in GOLDEN:
+        if not text[0].isdigit():
+            assert pre_tokenizer("single").pre_tokenize_str(text) == pre_tokenizer().pre_tokenize_str(text)
+    texts = [f"{story(random.Random(k)).text} {k * 111} {k * 111} years" for k in range(40)]
+    train_bpe(texts, 500, tmp_path, digits="single")
+    trained = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert not [token for token in trained.get_vocab() if sum(c.isdigit() for c in token) > 1]
+    assert trained.encode("Room 1234.").tokens[-5:-1] == list("1234")
+    with pytest.raises(UserError, match="digits 'double' is not known; take one of v3, single"):
+        train_bpe(texts, 500, tmp_path, digits="double")  # type: ignore[arg-type]
+
+
 def test_splits_are_those_of_the_real_tokenizer(v3_folder: Path) -> None:
     real = Tokenizer.from_file(str(v3_folder / "tokenizer.json")).pre_tokenizer
     texts = [

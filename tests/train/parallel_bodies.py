@@ -271,18 +271,22 @@ def compare(cases: Sequence[Case], folder: Path) -> list[Result]:
 
 # ---- the layouts
 
+MUON: dict[str, Any] = {"optim.kind": "muon", "optim.newton_schulz": "fp32", "optim.qk_clip": 0.8}  # which acts here
 TWO = [
     Case(Layout(data=2)),
     Case(Layout(data=2, expert=2)),
     Case(Layout(data=2), sharding="fsdp2"),
     Case(Layout(pipeline=2), "dualpipev"),
     Case(Layout(data=2, expert=2), packed=True),
+    Case(Layout(data=2), changes=MUON),
+    Case(Layout(data=2), sharding="fsdp2", changes=MUON),
 ]
 FOUR = [
     Case(Layout(pipeline=2, data=2, expert=2), packed=True),
     Case(Layout(data=4, expert=2)),
     Case(Layout(pipeline=2, data=2, expert=2), "1f1b"),
     Case(Layout(pipeline=4), "zb1p", depths=2),
+    Case(Layout(pipeline=2, data=2, expert=2), "1f1b", changes=MUON),
 ]
 SUITE = [*TWO, *FOUR]
 EIGHT_BITS = [
@@ -313,4 +317,6 @@ EXHAUSTIVE = [
     Case(Layout(data=4, expert=2), changes={"optim.moments": "bf16"}),
     Case(Layout(pipeline=2, data=2, expert=2), "zb1p", changes={"optim.ema_decay": 0.9}),
     Case(Layout(data=2, expert=2), changes={"balance.method": "aux"}),
+    *(Case(Layout(data=4, expert=e), changes=MUON) for e in (1, 2, 4)),
+    *(Case(Layout(pipeline=2), s, changes=MUON) for s in ("zb1p", "dualpipev")),
 ]

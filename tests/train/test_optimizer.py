@@ -85,9 +85,9 @@ def test_gradients_are_clipped(tmp_path: Path) -> None:
         trainer = make_trainer(make_config(tmp_path / str(clip), {"optim.clip_norm": clip}))
         step = trainer.zero.step
 
-        def spy(*, lr: float, scale: float, model=trainer.model, step=step) -> None:  # type: ignore[no-untyped-def]
+        def spy(*, lr: float, scale: float, rows: Any, model=trainer.model, step=step) -> None:  # type: ignore[no-untyped-def]
             seen.append(float(torch.stack([p.grad.norm() for p in model.parameters()]).norm()) * scale)
-            step(lr=lr, scale=scale)
+            step(lr=lr, scale=scale, rows=rows)
 
         trainer.zero.step = spy  # type: ignore[method-assign]
         norm = trainer.step()["grad_norm"]

@@ -21,6 +21,7 @@ from parallel_bodies import (
     EIGHT_BITS,
     EXHAUSTIVE,
     HALF,
+    MUON,
     ONE,
     STEPS,
     SUITE,
@@ -112,21 +113,25 @@ def until_half(run_folder: Path, to: Path) -> Path:
 
 def test_a_checkpoint_goes_on_on_another_layout(tmp_path: Path) -> None:
     """One process -> 4 ranks of data and experts -> pipeline x data x experts; and from 4 ranks back to one process."""
-    data, mixed = Case(Layout(data=4, expert=2)), Case(Layout(pipeline=2, data=2, expert=2), "zb1p")
-    whole = tmp_path / "whole"
-    curve = train(Case(ONE), whole, None)
-    until_half(whole, tmp_path / "spread")
-    _, moved, spread = train_on_ranks(
-        [(data, "moved", HALF), (mixed, "moved", STEPS), (data, "spread", STEPS)], tmp_path
-    )
-    joined = train(Case(ONE), until_half(tmp_path / "moved", tmp_path / "joined"), None)
-    for name, records in (("moved", moved), ("spread", spread), ("joined", joined)):
-        assert [r["step"] for r in records] == list(range(HALF + 1, STEPS + 1))
-        r = against(Case(ONE), records, tmp_path / name, curve[HALF:], whole)
-        assert max(r.loss, r.mtp, r.nats) < LOSS and r.norm < NORM and r.weights < WEIGHTS, f"{name}: {r}"
-        assert r.loads_equal and r.biases_equal, name
-        log = [json.loads(line)["step"] for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
-        assert log == list(range(1, STEPS + 1))
+    data, mixed = Layout(data=4, expert=2), Layout(pipeline=2, data=2, expert=2)
+    curves, jobs = {}, []
+    for kind, changes in (("adamw", {}), ("muon", MUON)):
+        out = tmp_path / kind
+        curves[kind] = train(Case(ONE, changes=changes), out / "whole", None)
+        until_half(out / "whole", out / "spread")
+        spread, piped = Case(data, changes=changes), Case(mixed, "zb1p", changes=changes)
+        jobs += [(spread, f"{kind}/moved", HALF), (piped, f"{kind}/moved", STEPS), (spread, f"{kind}/spread", STEPS)]
+    found = train_on_ranks(jobs, tmp_path)
+    for kind, changes, (_, moved, spread_curve) in (("adamw", {}, found[:3]), ("muon", MUON, found[3:])):
+        out, case = tmp_path / kind, Case(ONE, changes=changes)
+        joined = train(case, until_half(out / "moved", out / "joined"), None)
+        for name, records in (("moved", moved), ("spread", spread_curve), ("joined", joined)):
+            assert [r["step"] for r in records] == list(range(HALF + 1, STEPS + 1))
+            r = against(case, records, out / name, curves[kind][HALF:], out / "whole")
+            assert max(r.loss, r.mtp, r.nats) < LOSS and r.norm < NORM and r.weights < WEIGHTS, f"{kind} {name}: {r}"
+            assert r.loads_equal and r.biases_equal, f"{kind} {name}"
+            log = [json.loads(line)["step"] for line in (out / name / "log.jsonl").read_text().splitlines()]
+            assert log == list(range(1, STEPS + 1))
 
 
 @pytest.mark.parametrize(("moment", "last"), [("batch", 4), ("tick", 5)])

@@ -109,7 +109,7 @@ def test_plain_and_cpp_train_alike(tmp_path: Path, gemm: str) -> None:
         h = model.hidden(batch.tokens)
         model.ops.linear_cross_entropy(h.flatten(0, 1), model.lm_head.weight, batch.labels.flatten()).backward()
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
-    tolerance = {"fp32": 1e-5, "bf16": 0.02, "fp8": 0.1}[gemm]
+    tolerance = {"fp32": 1e-5, "bf16": 0.03, "fp8": 0.1}[gemm]
     plain, cpu = gradients
     assert plain.keys() == cpu.keys() and len(plain) > 30
     for name, g in plain.items():

@@ -161,9 +161,10 @@ def test_a_checkpoint_of_another_model_is_refused(whole_run: Path) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("optim.peak_lr", 1e-3), ("run.steps", 60), ("run.seed", 4), ("data.batch_rows", 4), ("balance.gamma", 0.0),
-     ("data.weights", {"first": 2.0}), ("model.vocab_size", 256), ("precision.gemm", "bf16"),
-     ("optim.moments", "bf16"), ("balance.method", "aux"), ("data.fim_rate", 0.1)],
+    [("optim.peak_lr", 1e-3), ("run.steps", 60), ("run.steps", 49), ("optim.decay_start", 30), ("run.seed", 4),
+     ("data.batch_rows", 4), ("balance.gamma", 0.0), ("data.weights", {"first": 2.0}),
+     ("model.vocab_size", 256), ("precision.gemm", "bf16"), ("optim.moments", "bf16"), ("optim.kind", "muon"),
+     ("balance.method", "aux"), ("data.fim_rate", 0.1)],
 )  # fmt: skip
 def test_another_config_is_refused(whole_run: Path, tmp_path: Path, key: str, value: object) -> None:
     out = copy(whole_run, tmp_path)
@@ -198,7 +199,10 @@ def test_the_best_checkpoint_stays(tmp_path: Path) -> None:
     assert (store.steps(), store.best()) == ([2, 4], 2)
 
 
-@pytest.mark.parametrize("change", [{"optim.ema_decay": 0.9}, {"optim.moments": "bf16"}], ids=str)
+MUON = {"optim.kind": "muon", "optim.qk_clip": 0.8, "optim.moments": "bf16"}
+
+
+@pytest.mark.parametrize("change", [{"optim.ema_decay": 0.9}, {"optim.moments": "bf16"}, MUON], ids=str)
 def test_all_state_survives_a_resume(tmp_path: Path, change: dict[str, Any]) -> None:
     changes = change | {"run.steps": 6, "run.checkpoint_every": 3}
     make_trainer(make_config(tmp_path / "whole", changes)).train()

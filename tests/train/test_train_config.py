@@ -20,18 +20,22 @@ RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
 FROZEN = """
 preset model
 data.train data.heldout data.tokenizer data.batch_rows data.micro_rows data.sequence_length data.long_length
-data.long_fraction data.weights data.template data.text data.text_share data.fim_rate data.split_rate data.workers
+data.long_fraction data.weights data.template data.text data.text_share data.fim_rate data.split_rate
+data.generated_share data.generated data.max_epochs data.workers
 data.ramp_from_rows data.ramp_tokens data.ramp_rows_step
-optim.peak_lr optim.final_lr optim.warmup_steps optim.decay_fraction optim.beta1 optim.beta2 optim.eps
-optim.weight_decay optim.clip_norm optim.tail optim.moments optim.ema_decay
+optim.kind optim.peak_lr optim.final_lr optim.warmup_steps optim.decay_fraction optim.decay_start optim.beta1
+optim.beta2 optim.eps optim.weight_decay optim.clip_norm optim.tail optim.moments optim.ema_decay optim.momentum
+optim.newton_schulz optim.qk_clip
 balance.method balance.gamma balance.gamma_stop_fraction balance.alpha balance.aux_alpha balance.mtp_lambda
 balance.mtp_lambda_late balance.mtp_late_fraction
 precision.gemm precision.scale precision.gradients precision.recompute
 parallel.data parallel.expert parallel.pipeline parallel.schedule parallel.sharding parallel.dispatch
 parallel.timeout_s
 run.out run.steps run.seed run.checkpoint_every run.keep_checkpoints run.eval_every run.eval_rows run.log_every
-run.init_from run.spike_factor run.tensorboard
+run.init_from run.train run.spike_factor run.tensorboard
 extend.factor extend.phases extend.long_share
+lora.rank lora.alpha lora.targets
+distill.teacher distill.top_k distill.direction distill.temperature distill.text_weight distill.positions distill.cache
 """
 KEYS = FROZEN.split()
 
@@ -114,6 +118,14 @@ def test_there_are_recipes() -> None:
         ("[optim]\nema_decay = 1", ["optim.ema_decay", "below 1"]),
         ("[data]\ntext = 'x.jsonl'\ntext_share = 1", ["data.text_share", "below 1"]),
         ("[data]\ntext_share = 0.5", ["data.text", "data.text_share", "belong together"]),
+        ("[optim]\nkind = 'sgd'", ["optim.kind", "'sgd'", "muon"]),
+        ("[optim]\nmomentum = 0.9", ["optim.momentum", "no effect", "adamw"]),
+        ("[optim]\nkind = 'muon'\nmomentum = 1.0", ["optim.momentum", "below 1"]),
+        ("[optim]\nnewton_schulz = 'bf16'", ["optim.newton_schulz", "no effect"]),
+        ("[optim]\nkind = 'muon'\nnewton_schulz = 'fp8'", ["optim.newton_schulz", "bf16"]),
+        ("[optim]\nqk_clip = -1", ["optim.qk_clip"]),
+        ("[optim]\ndecay_start = 1000", ["optim.decay_start 1000", "run.steps"]),
+        ("[optim]\ndecay_start = 960\ntail = [[0.05, 1e-5]]", ["optim.decay_start 960", "step 950"]),
         ("[optim]\ntail = [[0.5]]", ["optim.tail", "fraction of the run"]),
         ("[optim]\ntail = [[0.9, 1e-5]]", ["optim.tail", "decay_fraction"]),
         ("[optim]\ntail = 'flat'", ["optim.tail", "list"]),
@@ -226,7 +238,7 @@ def test_only_what_changes_no_step_may_change() -> None:
     free = {k for k in KEYS if "." in k and k not in kept}
     assert free == {
         "data.train", "data.heldout", "data.text", "data.tokenizer", "data.workers", "data.micro_rows",
-        "precision.recompute", "run.out",
+        "data.max_epochs", "precision.recompute", "run.out",
         "run.checkpoint_every", "run.keep_checkpoints", "run.eval_every", "run.eval_rows", "run.log_every",
         "run.tensorboard", *(k for k in KEYS if k.startswith("parallel.")),
     }  # fmt: skip

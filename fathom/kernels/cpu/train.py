@@ -298,7 +298,7 @@ class _Heads(ctypes.Structure):
 class _Attention(ctypes.Structure):
     _fields_ = (
         *((name, _Heads) for name in ("q", "k", "v", "o", "d_o", "d_q", "d_k", "d_v")),
-        ("lse", _P), *((name, _I) for name in ("sequences", "heads", "tokens", "width", "value_width")),
+        ("lse", _P), ("top", _P), *((name, _I) for name in ("sequences", "heads", "tokens", "width", "value_width")),
         ("scale", c_float),
     )  # fmt: skip
 
@@ -324,14 +324,17 @@ def _describe(q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, scale: fl
     )  # fmt: skip
 
 
-def attention_forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Causal attention of [B, H, T, d], [B, H, T, d], [B, H, T, e] -> [B, H, T, e] (a view of [B, T, H, e]), lse."""
+def attention_forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Causal attention of [B, H, T, d], [B, H, T, d], [B, H, T, e] -> [B, H, T, e] (a view of [B, T, H, e]), lse, and
+    the largest logit of every sequence and head, [B, H].
+    """
     q, k, v = _rows(q), _rows(k), _rows(v)
     batch, heads, tokens, _ = q.shape
     o, lse = torch.empty(batch, tokens, heads, v.shape[-1]).transpose(1, 2), torch.empty(batch, heads, tokens)
-    what = _describe(q, k, v, o, lse, scale)
+    what, top = _describe(q, k, v, o, lse, scale), torch.empty(batch, heads)
+    what.top = top.data_ptr()
     _call("attention_forward", ctypes.addressof(what))
-    return o, lse
+    return o, lse, top
 
 
 def attention_backward(

@@ -28,6 +28,7 @@ struct Heads {
 struct Attention {
     Heads q, k, v, o, d_o, d_q, d_k, d_v;
     float* lse;  // [B, H, T]
+    float* top;  // [B, H]: forward's largest score, times scale
     int64_t sequences, heads, tokens, width, value_width;
     float scale;
 };
@@ -133,6 +134,7 @@ inline void attention_forward_head(const Attention& a, const AttentionSpace& s, 
     panels_of_rows(k, a.k.t, a.tokens, a.width, s.turned_k);
     panels_of_columns(v, a.v.t, a.tokens, a.value_width, s.v);
     const int64_t block = std::max<int64_t>(TILE, std::min(QUERIES, FORWARD_SPACE / s.row / TILE * TILE));
+    float top = -3.0e38f;
     for (int64_t first = 0; first < a.tokens; first += block) {
         const int64_t n = std::min(block, a.tokens - first), keys = first + n;
         const float* queries[QUERIES];
@@ -148,6 +150,7 @@ inline void attention_forward_head(const Attention& a, const AttentionSpace& s, 
             for (int64_t c = 0; c < whole; c += W) m = larger(m, load(row + c));
             float most = largest_lane(m);
             for (int64_t c = whole; c < own; ++c) most = std::max(most, row[c]);
+            top = std::max(top, most);
             for (int64_t c = 0; c < (keys + W - 1) / W * W; c += W) {
                 vf e = exp((load(row + c) - splat(most)) * a.scale);
                 if (c + W > own)
@@ -165,6 +168,7 @@ inline void attention_forward_head(const Attention& a, const AttentionSpace& s, 
         for (int64_t r = 0; r < n; ++r)
             for (int64_t c = 0; c < a.value_width; c += W) store(out[r] + c, load(out[r] + c) * inverse[r]);
     }
+    a.top[i] = top * a.scale;
 }
 
 inline void attention_backward_head(const Attention& a, const AttentionSpace& s, int64_t i) {

@@ -57,7 +57,7 @@ class SamplingFields(Strict):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     """0 is greedy. Left out: what the checkpoint recommends (generation_config.json), else 1."""
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Left out: what the checkpoint recommends, else 1."""
+    """Left out: what the checkpoint recommends, else 1. So it is with top_k, min_p and repetition_penalty."""
     n: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
     stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS)] | None = None
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None

@@ -150,8 +150,14 @@ class Completion(BaseModel):
 
 
 class Sampling(BaseModel):
+    """What a request gets that leaves the field out."""
+
     temperature: float
     top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    max_tokens: int | None
 
 
 class FathomModel(BaseModel):
@@ -164,6 +170,8 @@ class FathomModel(BaseModel):
     mtp_depth: int
     dtype: str
     default: Sampling
+    starters: list[str]
+    """Things to say to the model, from its card."""
 
 
 class Model(BaseModel):

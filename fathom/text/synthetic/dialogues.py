@@ -1,4 +1,4 @@
-"""Instruction dialogues: one topic, or a few in a row, now and then with a system prompt that sets the tone."""
+"""Instruction dialogues: one topic or task, or a few in a row, now and then with a system prompt that sets the tone."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from fathom.text.synthetic import topics, writing
 from fathom.text.synthetic.grammar import expand
+from fathom.text.synthetic.skills import SKILLS
 
 Turn = tuple[str, str]
 Message = dict[str, str]
@@ -48,7 +49,7 @@ def _styled(rng: random.Random, turns: list[Turn]) -> tuple[str, list[Turn]] | N
 
 def dialogue(rng: random.Random) -> list[Message]:
     """A chat: one topic, or a few in a row; roles alternate and the assistant has the last word."""
-    makers, weights = zip(*TOPICS, strict=True)
+    makers, weights = zip(*TOPICS, *SKILLS, strict=True)
     turns: list[Turn] = []
     for topic in rng.choices(makers, weights, k=rng.choices((1, 2, 3), (70, 20, 10))[0]):
         turns += topic(rng)

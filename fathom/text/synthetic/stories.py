@@ -2,7 +2,8 @@
 
 No corpus like TinyStories can be had from a package, so this one is made. A plot is a list of paragraphs in the
 template language of `grammar.py`; a story draws two characters, an object, a place, food and a colour, and every
-sentence has several wordings, so two stories with the same plot rarely share a paragraph.
+sentence has several wordings, so two stories with the same plot rarely share a paragraph. Half of the names were made
+up for one story, so that they can only be kept by looking back.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ from fathom.text.synthetic.grammar import (
 )
 from fathom.text.synthetic.plots import ENDINGS, INTERLUDES, OPENINGS, PLOTS, Plot
 from fathom.text.synthetic.plots_more import MORE_PLOTS
+from fathom.text.synthetic.vocabulary import name
 
 ALL_PLOTS = (*PLOTS, *MORE_PLOTS)
+INVENTED = 0.5  # of the names
 _SMALL = {"a", "an", "the", "in", "at", "on", "of", "to", "and", "for", "by"}
 
 
@@ -47,6 +50,10 @@ def _slots(rng: random.Random) -> dict[str, str]:
     second = person(rng, "2", animal=animal if rng.random() < 0.85 else not animal, avoid=first["n"])
     while second["kind2"] == first["kind"] and animal:
         second = person(rng, "2", animal=True, avoid=first["n"])
+    if rng.random() < INVENTED:
+        first["n"] = name(rng, 1)
+    if rng.random() < INVENTED:
+        second["n2"] = name(rng, 1)
     skill, doing = rng.choice(SKILLS)
     place = rng.choice(PLACES)
     return {

@@ -46,6 +46,7 @@ function openNew() {
 // ---- what a message can ask for ----
 
 const actions = {
+  start: (text) => composer.ask(text),
   isRunning: (node) => chat.run?.node === node,
   siblings: (node) => chat.siblings(node),
   select: (node) => chat.select(node),

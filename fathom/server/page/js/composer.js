@@ -39,14 +39,29 @@ export class Composer {
   }
 
   send() {
-    const text = this.area.value;
-    const problem = this.settings.problem();
-    if (problem) return this.settings.showProblem(problem);
-    if (this.chat.run || !text.trim()) return undefined;
+    const text = this.area.value.trim();
+    if (!text || !this.#ready()) return;
     this.area.value = "";
     this.#changed();
-    this.chat.send(text.trim(), path(this.chat.conversation).at(-1)?.id ?? null);
-    return undefined;
+    this.#post(text);
+  }
+
+  /** Send a text that is not in the field; what is in it stays, as the draft of the conversation that begins. */
+  ask(text) {
+    if (!this.#ready()) return;
+    const before = draftKey(this.chat.conversation);
+    this.#post(text);
+    if (draftKey(this.chat.conversation) !== before) drafts.set(before, "");
+  }
+
+  #ready() {
+    const problem = this.settings.problem();
+    if (problem) this.settings.showProblem(problem);
+    return !problem && !this.chat.run;
+  }
+
+  #post(text) {
+    this.chat.send(text, path(this.chat.conversation).at(-1)?.id ?? null);
   }
 
   #key(event) {

@@ -9,6 +9,13 @@ import { formatCount } from "./stats.js";
 const AT_ONCE = 8; // messages rendered before the first paint of a conversation
 const idle = globalThis.requestIdleCallback ?? ((f) => setTimeout(f, 8));
 const NEAR = 80; // px from the bottom that count as "at the bottom"
+const STARTERS = [
+  // for models whose card suggests nothing
+  "What is the capital of France?",
+  "Explain in simple words why the sky is blue.",
+  "Write a short story about a lighthouse.",
+  "Give me five ideas for a rainy day.",
+];
 
 export class Thread {
   constructor({ chat, actions }) {
@@ -110,14 +117,25 @@ export class Thread {
     this.jump.hidden = this.following;
   }
 
-  /** An empty conversation shows what it will be talking to. */
+  /** An empty conversation shows what it will be talking to, and what can be said to it. */
   #renderEmpty() {
     const { model, modelProblem } = this.chat;
     $("#empty-title").textContent = model ? `What shall ${model.id} say?` : (modelProblem ?? "Looking for the model…");
+    $("#starters").replaceChildren(
+      ...starters(model).map((text) =>
+        h("li", {}, h("button", { type: "button", onclick: () => this.actions.start(text) }, text)),
+      ),
+    );
     $("#empty-facts").replaceChildren(
       ...modelFacts(model).map(([value, name]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))),
     );
   }
+}
+
+/** What the model's card suggests, else a set of our own; nothing while there is no model. */
+function starters(model) {
+  if (!model) return [];
+  return model.starters?.length ? model.starters : STARTERS;
 }
 
 /** [[value, name]] of what /v1/models tells about the model. */

@@ -19,6 +19,7 @@ USAGE = """usage: fathom train pretrain|sft|extend RECIPE [--key.sub value ...] 
        fathom train report RUN [RUN ...] --to FILE.html|FILE.png [--smoothing F]
        fathom train export RUN --to FOLDER [--dtype fp32|bf16|fp8] [--step N] [--ema] [--lora merge|adapter]
        fathom train release RUN --to FOLDER [--beside MODEL]
+       fathom train difference TRAINED BASE --to FILE
 
 Trains what the recipe (a TOML file) describes; a run that was interrupted continues from its newest checkpoint, on any
 number of processes. Any key of the recipe can be changed on the command line. --dry-run prints layout, memory, FLOPs,
@@ -26,7 +27,8 @@ communication and expected time from the recipe alone.
 distill teaches a model, or chosen parts of one, what another one says; without a teacher it trains the MTP modules.
 extend lengthens the context of a trained model in two phases (YaRN). report draws one run, or several over each other,
 also while they go on. export writes a checkpoint of a run in Hugging Face layout at any time. release writes the result
-of an SFT run as FP8 checkpoint with a measured model card, beside an older model's figures if one is named.
+of an SFT run as FP8 checkpoint with a measured model card, beside an older model's figures if one is named. difference
+keeps of an exported model what its base has not: small, where few parts were trained.
 
 examples:
   fathom train pretrain recipes/minnow-pretrain.toml
@@ -39,7 +41,7 @@ examples:
   fathom train distill recipes/smol-mtp.toml
   fathom train release runs/minnow-sft --to my-minnow --beside minnow
 """
-KINDS = ("pretrain", "sft", "extend", "distill", "report", "export", "release")
+KINDS = ("pretrain", "sft", "extend", "distill", "report", "export", "release", "difference")
 RUNS = ("pretrain", "sft", "extend", "distill")
 
 
@@ -59,6 +61,8 @@ def main(argv: list[str]) -> int:
         return _export(rest)
     if kind == "release":
         return _release(rest)
+    if kind == "difference":
+        return _difference(rest)
     if not rest or rest[0].startswith("-"):
         raise UserError(f"train {kind} needs a recipe first, such as recipes/minnow-{kind}.toml")
     return _train(kind, TrainConfig.from_toml(rest[0]), rest[1:])
@@ -158,4 +162,25 @@ def _release(argv: list[str]) -> int:
 
     args = parse_flags(Release, "fathom train release", argv)
     print(f"done: {release(args.run, args.to, args.beside)}", file=sys.stderr)
+    return 0
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Write the weights of a trained checkpoint that its base has not, as FP8 blocks in one safetensors file."""
+
+    trained: tyro.conf.Positional[Path]
+    """Folder of the exported model."""
+    base: tyro.conf.Positional[Path]
+    """Folder of the checkpoint that the training started from (run.init_from)."""
+    to: Annotated[Path, tyro.conf.arg(metavar="FILE")]
+    """The file."""
+
+
+def _difference(argv: list[str]) -> int:
+    from fathom.models.difference import difference
+
+    args = parse_flags(Difference, "fathom train difference", argv)
+    count, size = difference(args.trained, args.base, args.to)
+    print(f"done: {args.to}, {count} weights, {size / 2**20:.1f} MiB", file=sys.stderr)
     return 0

@@ -31,5 +31,5 @@ def test_a_conversation_with_minnow(minnow: Running) -> None:
         page.locator(".token.drafted").nth(3).wait_for()  # MTP's accepted drafts are marked
         settled(page)
         page.click("#open-inside")
-        assert "layer" in page.locator("#inside-facts").inner_text()
+        page.locator("#inside-facts", has_text="layer").wait_for()
         assert page.evaluate("() => document.querySelectorAll('.message.assistant').length") == 2

@@ -37,7 +37,7 @@ format: $(VENV)/.installed-dev   ## rewrite the sources as ruff likes them
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-minnow: $(VENV)/.installed   ## build the bundled model from nothing: corpus, pretraining, extension, SFT, release (about three hours)
+minnow: $(VENV)/.installed   ## build the next minnow from nothing: corpus, pretraining, extension, SFT, release (a day and a half)
 	$(BIN)/fathom corpus build --out data/minnow --digits single
 	$(BIN)/fathom train pretrain recipes/minnow-pretrain.toml
 	$(BIN)/fathom train extend recipes/minnow-extend.toml

@@ -45,7 +45,7 @@ def read_jsonl(path: Path | str) -> Iterator[dict[str, Any]]:
                     raise UserError(f"{path} line {number} holds a {type(record).__name__}, not an object")
                 yield record
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; build the corpus first") from None
+        raise UserError(f"cannot read {path}: {error.strerror}; check the path") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 ({error}); convert it") from None
 

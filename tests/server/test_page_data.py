@@ -233,6 +233,7 @@ def test_inside_an_expert_tints_its_tokens(page: Page, expect: Any) -> None:
     click(page, "Inside")
     send(page, "inside")
     page.keyboard.press("Control+i")
+    expect(page.locator("#inside-facts")).to_contain_text("never chosen")  # the record was read and its picture drawn
     page.locator("#load-map").focus()
     for _ in range(2):
         page.keyboard.press("ArrowDown")

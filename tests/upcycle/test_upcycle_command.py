@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -95,3 +99,21 @@ def test_a_full_disk_is_noticed_before_anything_is_written(
     monkeypatch.setattr(write, "write_file", lambda *args: pytest.fail("wrote weights"))
     assert main(["upcycle", str(llama), str(tmp_path / "a")]) == 2
     assert "are free" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_killed_process_leaves_nothing_that_is_taken_for_a_model(llama: Path, tmp_path: Path) -> None:
+    """A pipe as the text holds the process where the folder is begun and not finished; then it is killed for real."""
+    pipe, out = tmp_path / "pipe", tmp_path / "out"
+    os.mkfifo(pipe)
+    command = [sys.executable, "-m", "fathom", "upcycle", str(llama), str(out / "a"), "--calibrate", str(pipe)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 60
+        while not list(out.glob(".a.*.part/tokenizer_config.json")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        left = [path.name for path in out.iterdir()]
+        assert process.poll() is None
+        assert main(["upcycle", str(llama), str(out / "b"), "--no-verify"]) == 0
+        process.kill()
+    assert len(left) == 1 and {path.name for path in out.iterdir()} == {"b", *left}
+    assert main(["upcycle", str(llama), str(out / "a"), "--no-verify"]) == 0
+    assert {path.name for path in out.iterdir()} == {"a", "b"}

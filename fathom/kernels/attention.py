@@ -1,8 +1,8 @@
 """Attention's core over expanded keys and values: C++ for training on a CPU where it can, else PyTorch's.
 
 PyTorch's flash kernel on CPUs reaches a quarter of the matmul peak; kernels/cpu/train_attention.h does the same sums
-with the tiles of the other kernels. It is taken for causal rows that need a gradient, and for packed ones a sample at a
-time, so that nothing is computed between samples. Other masks, dtypes and devices, and inference take PyTorch's.
+with the tiles of the other kernels. It is taken for causal rows, and for packed ones a sample at a time: nothing is
+computed between samples. Other masks, dtypes and devices, and torch.inference_mode take PyTorch's.
 
 Whoever clips logits (train/qk_clip.py) asks for the largest one of each head: the C++ kernel has it from its softmax,
 for other paths the scores are computed once more.
@@ -111,7 +111,8 @@ def attention(
     mask   [B or 1, 1, T, S]: True where attention is allowed; None is causal, S = T
     top_H  [H] FP32, raised in place to the largest logit of each head, if that is larger
     """
-    samples = spans(mask, len(q), q.shape[2]) if torch.is_grad_enabled() and q.device.type == "cpu" else None
+    here = q.device.type == "cpu" and not torch.is_inference_mode_enabled()
+    samples = spans(mask, len(q), q.shape[2]) if here else None
     if samples is not None:
         from fathom.kernels.cpu import train
 

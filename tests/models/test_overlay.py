@@ -12,8 +12,10 @@ from torch import Tensor
 
 from fathom.checkpoint.inspect import inspect
 from fathom.checkpoint.reader import load_model
+from fathom.checkpoint.safetensors_io import read_header
 from fathom.checkpoint.writer import save_model
 from fathom.models.overlay import overlay
+from fathom.models.registry import SMOL
 from fathom.runtime import UserError
 
 
@@ -86,3 +88,18 @@ def test_half_an_mtp_layer_does_not_pass_for_one(tmp_path: Path) -> None:
     overlay(tmp_path / "base", tmp_path / "delta.safetensors")
     with pytest.raises(UserError, match=r"eh_proj.weight is missing"):
         load_model(tmp_path / "base")
+
+
+def test_what_ships_belongs_to_the_recipe() -> None:
+    """smol's difference file: the experts and routers of every layer, and MTP, as large as the recipe makes them."""
+    assert SMOL.recipe is not None
+    options, file = SMOL.recipe.upcycle, SMOL.assets / "delta.safetensors"
+    assert file.stat().st_size <= 30 * 2**20
+    shapes = {name: info.shape for name, info in read_header(file).tensors.items() if not name.endswith("_scale_inv")}
+    for layer in range(1, 31):  # 30: MTP
+        mlp = f"model.layers.{layer}.mlp"
+        assert shapes[f"{mlp}.gate.weight"] == (options.experts, 576)
+        for expert in range(options.experts or 0):
+            assert shapes[f"{mlp}.experts.{expert}.down_proj.weight"] == (576, options.expert_width)
+    rest = {name for name in shapes if ".experts." not in name and ".mlp.gate." not in name}
+    assert rest and all(name.startswith("model.layers.30.") for name in rest), "the original's weights are not in it"

@@ -53,7 +53,8 @@ def test_a_bias_is_added_and_trained(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("fast", "gemm"), [(True, "bf16"), (False, "fp32")])
 def test_auto(monkeypatch: pytest.MonkeyPatch, fast: bool, gemm: str) -> None:
-    monkeypatch.setattr(precision, "fast_bf16", lambda device: fast)
+    for name in ("fast_bf16", "bf16_products"):
+        monkeypatch.setattr(precision, name, lambda device: fast)
     how = arithmetic("auto", CPU)
     assert how.gemm == gemm and how.carry_bf16 == (not fast)
     assert arithmetic("fp8", CPU, scale="ue8m0", gradients="block").gemm == "fp8"

@@ -45,7 +45,7 @@ def main() -> None:
     tied = source.config.tie_word_embeddings
     head = source.tensor("model.embed_tokens.weight" if tied else "lm_head.weight")
 
-    figures = {}
+    figures: dict[str, object] = {}
     print(f"{'':32} {'loss':>8} {'':>8} {'divergence':>10} {'same token':>10} {'end of row':>10}")
     for folder in args.models:
         c = compare(rows.held_out, original, head, result_hidden(folder, rows.held_out), result_head(folder))

@@ -65,6 +65,7 @@ class TransformersRunner:
             more = {"cache_implementation": "static", "compile_config": config}
         out = self._model(variant).generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=new, pad_token_id=0,
+            repetition_penalty=1.0,  # whatever the folder recommends
             stopping_criteria=StoppingCriteriaList([watch]), **more,
         )  # fmt: skip
         return out[:, ids.shape[1] :].tolist(), watch

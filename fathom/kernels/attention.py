@@ -31,9 +31,7 @@ def spans(mask: Tensor | None, rows: int, tokens: int) -> list[Span] | None:
     if mask.shape[2] != mask.shape[3]:
         return None
     place = torch.arange(tokens, device=mask.device)
-    begins = (
-        mask[:, 0].to(torch.uint8).argmax(-1) == place
-    )  # [rows or 1, T]: the first place that a token sees is its own
+    begins = mask[:, 0].to(torch.uint8).argmax(-1) == place  # [rows or 1, T]: it sees nothing before itself
     first = torch.where(begins, place, 0).cummax(-1).values
     if not torch.equal(mask[:, 0], (place <= place[:, None]) & (place >= first[..., None])):
         return None

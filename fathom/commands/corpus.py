@@ -1,6 +1,7 @@
 """`fathom corpus build`: the text a small model is trained on, from packages and from generators, and its tokenizer.
 
-`fathom corpus prompts` and `dialogues`: a model's own words, to train its MTP module on (text/prompts.py).
+`fathom corpus documents`: a part of it, by shares of its sources. `fathom corpus prompts` and `dialogues`: a model's
+own words, to train its MTP module on (text/prompts.py).
 """
 
 from __future__ import annotations
@@ -16,20 +17,24 @@ from fathom.commands.flags import parse_flags
 from fathom.runtime import UserError
 from fathom.text.bpe import Digits, train_bpe
 from fathom.text.corpus import Builder, tokenizer_texts
+from fathom.text.documents import HELD_OUT_PART, Selection
 from fathom.text.packages import Unavailable
 from fathom.text.prompts import write_dialogues, write_prompts
 
 USAGE = """usage: fathom corpus build --out DIR [flags]
+       fathom corpus documents --corpus FILE --out FILE [flags]
        fathom corpus prompts --out FILE [flags]
        fathom corpus dialogues --prompts FILE --answers FILE --out DIR [flags]
 
 build makes a corpus: train, heldout, sft and sft_heldout as JSONL, sources.json, and a tokenizer.
+documents picks some of it by shares of its sources, and holds others out.
 prompts writes what people might ask an assistant, dialogues what a model said to it: text of that model's own
 distribution, which its MTP module is trained on.
 `fathom corpus build --help` and so on list the flags.
 
 examples:
   fathom corpus build --out data/minnow --digits single
+  fathom corpus documents --corpus data/minnow/train.jsonl --out documents.jsonl --heldout encyclopedia.txt
   fathom corpus prompts --out prompts.jsonl --count 4000
   fathom generate smol --chat --input-file prompts.jsonl --output-file answers.jsonl --temperature 0.5 --max-tokens 200
   fathom corpus dialogues --prompts prompts.jsonl --answers answers.jsonl --out data/smol
@@ -37,6 +42,9 @@ examples:
 EXAMPLES_BUILD = """
   fathom corpus build --out data/minnow --digits single    everything: about 62 MB of natural text in two minutes
   fathom corpus build --out data/trial --limit-mb 1        at most 1 MB of each source
+"""
+EXAMPLES_DOCUMENTS = """
+  fathom corpus documents --corpus data/minnow/train.jsonl --out documents.jsonl --shares wikipedia=0.8,programs=0.2
 """
 
 
@@ -79,6 +87,62 @@ class CorpusBuild:
         if skipped := [name for name, entry in card.items() if entry.get("skipped")]:
             print(f"warning: {len(skipped)} sources were skipped: {', '.join(skipped)}", file=sys.stderr)
         return 0
+
+
+@dataclass(frozen=True)
+class CorpusDocuments:
+    """Pick documents of a corpus by shares of its sources, and hold others out for measuring."""
+
+    corpus: Annotated[Path, tyro.conf.arg(metavar="FILE")]
+    """train.jsonl of `fathom corpus build`."""
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE")]
+    """JSONL, a document per line."""
+    shares: Annotated[str, tyro.conf.arg(metavar="NAME=SHARE,...")] = (
+        "wikipedia=0.35,summaries=0.2,articles=0.25,fables=0.05,austen=0.05,programs=0.1"
+    )
+    """Sources and their parts of the characters; the default is what smol learns from."""
+    megabytes: Annotated[float, tyro.conf.arg(metavar="MB")] = 6.0
+    """Millions of characters in all."""
+    heldout: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Plain text of documents that are never picked: every twelfth of a source, by its hash."""
+    heldout_sources: Annotated[str, tyro.conf.arg(metavar="NAME,...")] = "wikipedia,summaries,articles"
+    """Whose documents --heldout gets."""
+    heldout_megabytes: Annotated[float, tyro.conf.arg(metavar="MB")] = 1.5
+    """Millions of characters in --heldout."""
+    seed: int = 1
+    """The same seed gives the same files."""
+
+    def run(self) -> int:
+        """Write them and count."""
+        for name, value in (("megabytes", self.megabytes), ("heldout-megabytes", self.heldout_megabytes)):
+            if not 0 < value <= 1e6:
+                raise UserError(f"--{name} is {value:g}; give millions of characters, above 0 and at most 1,000,000")
+        if not self.corpus.is_file():
+            raise UserError(f"{self.corpus} is no file; give the train.jsonl of `fathom corpus build`")
+        measured = tuple(self.heldout_sources.split(",")) if self.heldout else ()
+        characters = round(self.megabytes * 1e6)
+        picked = Selection(self.corpus, _shares(self.shares), characters, measured=measured, seed=self.seed)
+        picked.write(self.out, self.heldout, round(self.heldout_megabytes * 1e6))
+        for source, there in picked.short.items():
+            print(f"warning: {source} has {there / 1e6:.2f} MB, less than its share; all of it is in", file=sys.stderr)
+        length = sum(len(document["text"]) for document in picked.train)
+        print(f"{len(picked.train):,} documents, {length / 1e6:.2f} MB, in {self.out}")
+        if self.heldout:
+            print(f"{self.heldout}: from {len(picked.heldout):,} others (one in {HELD_OUT_PART} is held out)")
+        return 0
+
+
+def _shares(text: str) -> dict[str, float]:
+    shares: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, value = part.partition("=")
+        try:
+            shares[name] = float(value)
+        except ValueError:
+            raise UserError(f"--shares has {part!r}; give NAME=SHARE with commas between") from None
+        if not name or not 0 < shares[name] < 1e6:
+            raise UserError(f"--shares has {part!r}; give a name and a share above 0")
+    return shares
 
 
 @dataclass(frozen=True)
@@ -128,8 +192,10 @@ class CorpusDialogues:
         return 0
 
 
-ACTIONS: dict[str, tuple[type[CorpusBuild] | type[CorpusPrompts] | type[CorpusDialogues], str]] = {
+Action = type[CorpusBuild] | type[CorpusDocuments] | type[CorpusPrompts] | type[CorpusDialogues]
+ACTIONS: dict[str, tuple[Action, str]] = {
     "build": (CorpusBuild, EXAMPLES_BUILD),
+    "documents": (CorpusDocuments, EXAMPLES_DOCUMENTS),
     "prompts": (CorpusPrompts, ""),
     "dialogues": (CorpusDialogues, ""),
 }

@@ -47,7 +47,10 @@ class RopeScaling:
 
     @property
     def rope_amplitude(self) -> float:
-        """Factor on cos and sin: mscale(factor, mscale) / mscale(factor, mscale_all_dim); 1.0 for every release."""
+        """Factor on cos and sin: mscale(factor, mscale) / mscale(factor, mscale_all_dim); 1.0 for every release.
+
+        Where one of the two is 0 (absent from a file) it is mscale(factor, 1), as transformers has it.
+        """
         if self.mscale and self.mscale_all_dim:
             return _yarn_mscale(self.factor, self.mscale) / _yarn_mscale(self.factor, self.mscale_all_dim)
         return _yarn_mscale(self.factor, 1.0)
@@ -320,23 +323,36 @@ def _as_tuple(value: Any) -> tuple[int, ...]:
 
 
 def _read_rope(data: dict[str, Any]) -> tuple[float | None, RopeScaling | None]:
-    """(rope_theta or None, YaRN or None) from `rope_scaling` or the newer `rope_parameters`."""
-    scaling = data.get("rope_parameters") or data.get("rope_scaling")
-    if scaling is None:
+    """(rope_theta or None, YaRN or None) from `rope_scaling` or the newer `rope_parameters`, as transformers 5 reads
+    them: where both are there, `rope_scaling` counts."""
+    both = [name for name in ("rope_scaling", "rope_parameters") if data.get(name)]
+    for name in both:
+        _check(isinstance(data[name], dict), name, data[name], "null or an object")
+    if not both:
         return None, None
-    _check(isinstance(scaling, dict), "rope_scaling", scaling, "null or an object")
+    name, scaling = both[0], data[both[0]]
     kind = scaling.get("rope_type", scaling.get("type", "default"))
-    _one_of("rope_scaling.type", kind, ("default", "yarn"))
-    theta = scaling.get("rope_theta")
+    _one_of(f"{name}.type", kind, ("default", "yarn"))
+    default = ModelConfig.rope_theta  # what transformers takes, even where the other dict says something else
+    theta = scaling.get("rope_theta") or data.get("rope_theta") or default
+    for other in (data.get("rope_theta"), *(data[other].get("rope_theta") for other in both[1:])):
+        _check(
+            other in (None, theta), f"{name}.rope_theta", scaling.get("rope_theta"), f"{other!r} as in the same file"
+        )
     if kind == "default":
         return theta, None
-    for name in _ROPE_FIELDS:
-        value = scaling.get(name)
-        _check(value is None or _is_number(value), f"rope_scaling.{name}", value, "a number")
-    for name, only in (("attention_factor", None), ("truncate", True)):
-        _check(scaling.get(name) in (None, only), f"rope_scaling.{name}", scaling.get(name), f"absent or {only!r}")
-    _check(_is_number(scaling.get("factor")), "rope_scaling.factor", scaling.get("factor"), "a number")
-    return theta, RopeScaling(**{k: scaling[k] for k in _ROPE_FIELDS if scaling.get(k) is not None})
+    for key in _ROPE_FIELDS:
+        value = scaling.get(key)
+        _check(value is None or _is_number(value), f"{name}.{key}", value, "a number")
+    for key, only in (("attention_factor", None), ("truncate", True)):
+        _check(scaling.get(key) in (None, only), f"{name}.{key}", scaling.get(key), f"absent or {only!r}")
+    _check(_is_number(scaling.get("factor")), f"{name}.factor", scaling.get("factor"), "a number")
+    values = {"mscale": 0.0} | {key: scaling[key] for key in _ROPE_FIELDS if scaling.get(key) is not None}
+    if "original_max_position_embeddings" not in values:
+        values["original_max_position_embeddings"] = data.get(
+            "max_position_embeddings", ModelConfig.max_position_embeddings
+        )
+    return theta, RopeScaling(**values)
 
 
 def _read_quantization(data: Any) -> QuantizationConfig | None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import DeepseekV3Config
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention, DeepseekV3RotaryEmbedding
 
 from fathom.config import ModelConfig, QuantizationConfig, RopeScaling
+from fathom.model.rope import inverse_frequencies, rotation
 from fathom.presets import PRESETS
 from fathom.runtime import UserError
 
@@ -132,6 +138,79 @@ def test_early_and_late_copies_agree() -> None:
     assert loaded(early) == loaded(late) == v3
     default = late | {"rope_parameters": {"rope_type": "default", "rope_theta": 50000.0}}
     assert loaded(default).rope_scaling is None and loaded(default).rope_theta == 50000.0
+
+
+YARN_V3 = {"type": "yarn", **{k: v for k, v in V3_JSON["rope_scaling"].items() if k != "type"}}
+PLAIN_V3 = {"rope_type": "default", "rope_theta": 10000.0}
+
+
+def without(*names: str, **changes: Any) -> dict[str, Any]:
+    return {k: v for k, v in YARN_V3.items() if k not in names} | changes
+
+
+ROPES: dict[str, dict[str, Any]] = {  # what transformers takes each for is the measure
+    "published": {"rope_scaling": YARN_V3},
+    "none": {"rope_scaling": None},
+    "default": {"rope_scaling": {"type": "default"}},
+    "the newer name": {"rope_parameters": without("type", rope_type="yarn", rope_theta=10000.0)},
+    "the newer name, another base": {"rope_parameters": without("type", rope_type="yarn", rope_theta=50000.0)},
+    "a default beside YaRN": {"rope_scaling": YARN_V3, "rope_parameters": PLAIN_V3},
+    "a base beside YaRN": {
+        "rope_scaling": YARN_V3 | {"rope_theta": 5e4},
+        "rope_parameters": PLAIN_V3 | {"rope_theta": 5e4},
+    },
+    "YaRN beside a default": {"rope_scaling": {"rope_type": "default"}, "rope_parameters": YARN_V3},
+    "an empty rope_scaling": {"rope_scaling": {}, "rope_parameters": YARN_V3 | {"rope_theta": 10000.0}},
+    "no original context": {"rope_scaling": without("original_max_position_embeddings")},
+    "another original context": {"rope_scaling": without(original_max_position_embeddings=8192)},
+    "no mscale": {"rope_scaling": without("mscale")},
+    "no mscale_all_dim": {"rope_scaling": without("mscale_all_dim")},
+    "neither": {"rope_scaling": without("mscale", "mscale_all_dim")},
+    "mscale 0": {"rope_scaling": without(mscale=0.0)},
+    "two mscales": {"rope_scaling": without(mscale=0.707, mscale_all_dim=1.2)},
+    "no betas": {"rope_scaling": without("beta_fast", "beta_slow")},
+    "equal betas": {"rope_scaling": without(beta_fast=1, beta_slow=1)},
+    "factor 1": {"rope_scaling": without(factor=1.0)},
+    "both kinds of type": {"rope_scaling": without("type", type="yarn", rope_type="yarn")},
+    "fractions": {"rope_scaling": without(factor=2.5, beta_fast=20.5, beta_slow=0.7)},
+}
+
+
+@pytest.mark.parametrize("ropes", ROPES.values(), ids=ROPES)
+def test_rotary_settings_are_what_transformers_takes_them_for(ropes: dict[str, Any]) -> None:
+    """Angles beyond the original context, the amplitude and the scale of the softmax."""
+    data = {k: v for k, v in V3_JSON.items() if k not in ("rope_scaling", "rope_theta", "quantization_config")} | ropes
+    theirs = DeepseekV3Config(**copy.deepcopy(data))
+    rope = DeepseekV3RotaryEmbedding(theirs)
+    positions = torch.tensor([[0, 1, 4095, 4096, 20_000, 163_839]])
+    cos, sin = rope(torch.zeros(1), positions)
+    config = loaded(data)
+    ours = rotation(config, positions)
+    half = config.qk_rope_head_dim // 2
+    torch.testing.assert_close(ours[0], cos[..., :half], rtol=0, atol=0.02)  # FP32 angles of 163,839 turns
+    torch.testing.assert_close(ours[1], sin[..., :half], rtol=0, atol=0.02)
+    torch.testing.assert_close(inverse_frequencies(config), rope.inv_freq, rtol=3e-7, atol=0)
+    with torch.device("meta"):
+        attention = DeepseekV3Attention(theirs, 0)
+    assert config.softmax_scale == pytest.approx(attention.scaling, rel=1e-12)
+    assert loaded(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    ("ropes", "message"),
+    [
+        (
+            {"rope_scaling": YARN_V3, "rope_parameters": PLAIN_V3 | {"rope_theta": 5e4}},
+            "rope_scaling.rope_theta is None, it must be 50000",
+        ),
+        ({"rope_parameters": PLAIN_V3, "rope_theta": 5e4}, "rope_parameters.rope_theta is 10000.0, it must be 50000"),
+        ({"rope_scaling": without(), "rope_parameters": "default"}, "rope_parameters is 'default'"),
+    ],
+)
+def test_rotary_settings_that_contradict_each_other_are_refused(ropes: dict[str, Any], message: str) -> None:
+    data = {k: v for k, v in V3_JSON.items() if k not in ("rope_scaling", "rope_theta")} | ropes
+    with pytest.raises(UserError, match=re.escape(message)):
+        loaded(data)
 
 
 def test_missing_optional_fields_take_the_family_default() -> None:

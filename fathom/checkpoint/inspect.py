@@ -1,4 +1,5 @@
-"""What a checkpoint holds, from headers alone: parts, parameters, dtypes, MTP, size, and whatever is missing or odd.
+"""What a checkpoint holds, from headers alone unless values are asked for: parts, parameters, dtypes, MTP, size, and
+whatever is missing or odd.
 
 Nothing raises here but an unreadable config: a damaged checkpoint is described, with its problems listed.
 """
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 from fathom.checkpoint.check import Checked
+from fathom.checkpoint.finite import damaged
 from fathom.checkpoint.layout import Found
 from fathom.checkpoint.reader import examine
 from fathom.checkpoint.recipes import StoredWeight
@@ -72,10 +74,11 @@ class Report:
         return dataclasses.asdict(self)
 
 
-def inspect(folder: Path) -> Report:
-    """Describe the checkpoint in `folder`."""
+def inspect(folder: Path, deep: bool = False) -> Report:
+    """Describe the checkpoint in `folder`; `deep` reads all values and lists tensors with such as are no numbers."""
     with FileReader() as reader:
         found, checked = examine(folder, reader)
+        numbers = damaged(checked.weights.values()) if deep else []
     config, counted = checked.config, parameters(checked.config)
     parts = {name: Part(name) for name in PARTS}
     for stored in checked.weights.values():
@@ -95,7 +98,7 @@ def inspect(folder: Path) -> Report:
         quantization=config.quantization.to_dict() if config.quantization else None,
         mtp_layers=config.num_nextn_predict_layers,
         mtp_copies=any(w.spec.copy_of for w in checked.weights.values()),
-        problems=checked.problems,
+        problems=checked.problems + numbers,
         notes=checked.notes + _odd(checked),
     )
 

@@ -3,7 +3,7 @@
 `load_model` builds the model without memory (meta device), allocates each parameter once in its final dtype and fills
 it chunk by chunk: an expert's rows go directly into the stacked [E, 2I, D]. Peak memory above the weights is a chunk.
 FP8 is dequantised on the way, or kept as it is with dtype "fp8"; nothing is ever cast silently, and the router bias is
-FP32 whatever the file says.
+FP32 whatever the file says. A NaN or infinite value is refused.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from fathom.checkpoint.check import Checked, check, summary
+from fathom.checkpoint.finite import require_finite
 from fathom.checkpoint.layout import Found, is_demo, read_layout
 from fathom.checkpoint.names import TensorSpec, by_parameter
-from fathom.checkpoint.recipes import StoredWeight
+from fathom.checkpoint.recipes import StoredWeight, read_scale
 from fathom.checkpoint.safetensors_io import FileReader
-from fathom.checkpoint.sources import row_chunks, whole
+from fathom.checkpoint.sources import row_chunks
 from fathom.config import ModelConfig
 from fathom.kernels.reference import FP8
 from fathom.model.quant import hold_fp8
@@ -141,6 +142,7 @@ def fill(model: DeepseekV3, weights: dict[str, StoredWeight], device: torch.devi
 
 def _copy(weight: StoredWeight, target: Tensor, advance: Callable[[int], None]) -> None:
     for start, rows in weight.values(target.dtype):
+        require_finite(weight.spec.name, rows)
         target[start : start + len(rows)] = rows
         advance(rows.numel())
 
@@ -190,9 +192,11 @@ def _fill_fp8(model: nn.Module, name: str, tensor: Tensor, parts: list[tuple[Ten
         slot = spec.slot
         target = slot.of(tensor).view(torch.uint8)
         for start, stop in row_chunks(stored.weight):
-            target[start:stop] = stored.weight.rows(start, stop).view(torch.uint8)
+            rows = stored.weight.rows(start, stop)
+            require_finite(spec.name, rows)
+            target[start:stop] = rows.view(torch.uint8)
         first, last = slot.start // rows_per_block, -(-slot.stop // rows_per_block)
-        (scale if slot.expert is None else scale[slot.expert, first:last])[:] = whole(stored.scale)
+        (scale if slot.expert is None else scale[slot.expert, first:last])[:] = read_scale(spec.name, stored.scale)
     _place(model, name, tensor)
     _place(model, scale_name, scale)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -88,7 +89,8 @@ def run(args: Args) -> int:
     narrow = paged.pools[0].latent.dtype != torch.float32 or (paged.kernels == "torch" and paged.dtype != torch.float32)
     fine = difference.typical <= (TOLERANCE_NARROW if narrow else TOLERANCE)
     if args.json:
-        print(json.dumps(result | {"ok": fine}))
+        lost = {key: None for key, value in result.items() if isinstance(value, float) and not math.isfinite(value)}
+        print(json.dumps(result | lost | {"ok": fine}))
     else:
         _print(result, fine)
     return 0 if fine else 1

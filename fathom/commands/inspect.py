@@ -1,4 +1,4 @@
-"""`fathom inspect`: what a checkpoint holds, from its headers alone. Exit code 1 if something is missing or wrong."""
+"""`fathom inspect`: what a checkpoint holds, by its headers or (--deep) its values. Exit code 1 if anything is off."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from fathom.models.resolve import resolve
 
 EXAMPLES = """
   fathom inspect                                 the bundled model
+  fathom inspect DIR --deep                      also look for NaN and infinite values
   fathom inspect DIR --json                      for programs
 """
 
@@ -27,13 +28,15 @@ class Args:
 
     model: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="MODEL")]] = "minnow"
     """A folder (Hugging Face or demo layout), a hub id, or a name that `fathom models` lists."""
+    deep: bool = False
+    """Read every value and list the tensors with NaN or infinite ones."""
     json: bool = False
     """Print one JSON document."""
 
 
 def run(args: Args) -> int:
     """Print the report."""
-    report = inspect(resolve(args.model))
+    report = inspect(resolve(args.model), deep=args.deep)
     if args.json:
         print(json_module.dumps(report.to_dict(), indent=2, ensure_ascii=False))
     else:

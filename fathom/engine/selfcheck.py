@@ -10,6 +10,7 @@ their bytes, unless the weights fit a cache. Both numbers are measured here.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
@@ -65,6 +66,8 @@ def compare(llm: LLM, reference: DeepseekV3, prompts: list[list[int]]) -> Differ
             0
         ].cpu()
         have = paged_logits(llm, tokens, chunk=max(len(tokens) // 3, 1)).cpu()
+        if not bool((have.isfinite() & want.isfinite()).all()):  # NaN compares as neither larger nor smaller
+            return Difference(math.inf, math.inf, positions, same)
         largest = max(largest, float((have - want).abs().max() / want.std()))
         square += float((have - want).square().mean() / want.var()) * len(tokens)
         positions += len(tokens)

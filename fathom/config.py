@@ -25,6 +25,9 @@ ARCHITECTURES = {
     "kimi_k2": "DeepseekV3ForCausalLM",
     "deepseek_v2": "DeepseekV2ForCausalLM",
 }
+UNREAD = (
+    "which is not read; Fathom reads FP32, BF16, FP16 and blocks of FP8: take the checkpoint that this one was made of"
+)
 
 
 @dataclass(frozen=True)
@@ -245,6 +248,9 @@ class ModelConfig:
         if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
             named = model_type or ", ".join(map(str, data.get("architectures") or [])) or "nothing"
             raise UserError(f"this is a {named} checkpoint; Fathom loads {', '.join(ARCHITECTURES)}")
+        mlx = data.get("quantization")  # MLX writes it beside a quantization_config of the same content, or alone
+        if isinstance(mlx, dict) and "bits" in mlx:
+            raise UserError(f"the weights are in MLX's format of {mlx['bits']} bits, {UNREAD}")
         for name, only in _FIXED.items():
             _check(data.get(name) in (None, only), name, data.get(name), f"{only!r} (no release says otherwise)")
         values: dict[str, Any] = dict(_V2_DEFAULTS) if model_type == "deepseek_v2" else {"num_nextn_predict_layers": 0}
@@ -359,7 +365,11 @@ def _read_quantization(data: Any) -> QuantizationConfig | None:
     if data is None:
         return None
     _check(isinstance(data, dict), "quantization_config", data, "null or an object")
-    _one_of("quantization_config.quant_method", data.get("quant_method"), ("fp8",))
+    if data.get("quant_method") != "fp8":
+        algorithm = f" ({data['quant_algo']})" if isinstance(data.get("quant_algo"), str) else ""
+        raise UserError(
+            f"quantization_config.quant_method is {data.get('quant_method')!r}{algorithm}: a format {UNREAD}"
+        )
     names = {f.name for f in dataclasses.fields(QuantizationConfig)}
     values = {k: v for k, v in data.items() if k in names and v is not None}
     if isinstance(values.get("weight_block_size"), list):

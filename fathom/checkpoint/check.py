@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 
 import torch
 
+from fathom.checkpoint.foreign import by_tensors
 from fathom.checkpoint.layout import LAYER, Found, with_mtp_layers
 from fathom.checkpoint.names import SCALE, TensorSpec, expected, is_ignored, layer_prefix, scale_shape
 from fathom.checkpoint.recipes import StoredWeight
 from fathom.checkpoint.sources import Source
-from fathom.config import ModelConfig, QuantizationConfig
+from fathom.config import UNREAD, ModelConfig, QuantizationConfig
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 FP8 = torch.float8_e4m3fn
@@ -33,6 +34,9 @@ def check(found: Found, config: ModelConfig) -> Checked:
     out = Checked(config, {}, list(found.problems), found.notes + notes)
     if found.problems:
         return out  # with files missing, a list of their tensors says nothing new
+    if foreign := by_tensors(found.tensors):
+        out.problems.append(f"the weights are in the format {foreign}, {UNREAD}")
+        return out
     specs = expected(config)
     block = (config.quantization or QuantizationConfig()).weight_block_size
     missing = [n for n, spec in specs.items() if n not in found.tensors and spec.copy_of is None]
@@ -45,7 +49,7 @@ def check(found: Found, config: ModelConfig) -> Checked:
     ]
     orphans = [n for n in found.tensors if n.endswith(SCALE) and n.removesuffix(SCALE) not in found.tensors]
     out.problems += [f"{n} has no weight" for n in orphans if n.removesuffix(SCALE) in specs]
-    out.problems += [f"{n} is missing" for n in missing] + [f"{n} is unexpected" for n in unexpected]
+    out.problems += [f"{n} is unexpected" for n in unexpected] + [f"{n} is missing" for n in missing]
     return out
 
 

@@ -3,15 +3,11 @@ NaN codes are numbers to code that decodes by arithmetic."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor
 
-from fathom.checkpoint.recipes import StoredWeight, read_scale
-from fathom.checkpoint.sources import row_chunks
 from fathom.kernels.reference import FP8
-from fathom.runtime import UserError, progress
+from fathom.runtime import UserError
 
 FP8_NAN = 0x7F  # without the sign; E4M3 has no infinity
 
@@ -34,23 +30,3 @@ def require_finite(name: str, values: Tensor) -> None:
             f"{name} holds NaN or infinite values ({count} of the {values.numel():,} read last); the checkpoint is "
             "damaged, `fathom inspect --deep` lists all such tensors"
         )
-
-
-def damaged(weights: Iterable[StoredWeight]) -> list[str]:
-    """A line for every tensor with values or scales that are no numbers. Reads everything."""
-    weights, lines = list(weights), []
-    with progress("reading", sum(w.spec.numel for w in weights), unit="parameters") as bar:
-        for stored in weights:
-            try:
-                if stored.scale is not None:
-                    read_scale(stored.spec.name, stored.scale)
-            except UserError as error:
-                lines.append(str(error).partition(";")[0])
-            count = 0
-            for start, stop in row_chunks(stored.weight):
-                rows = stored.weight.rows(start, stop)
-                count += not_finite(rows)
-                bar.advance(rows.numel())
-            if count:
-                lines.append(f"{stored.spec.name} holds {count:,} NaN or infinite values of {stored.spec.numel:,}")
-    return lines

@@ -7,6 +7,7 @@ Nothing raises here but an unreadable config: a damaged checkpoint is described,
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,15 @@ from typing import Any
 import torch
 
 from fathom.checkpoint.check import Checked
-from fathom.checkpoint.finite import damaged
+from fathom.checkpoint.finite import not_finite
 from fathom.checkpoint.layout import Found
 from fathom.checkpoint.reader import examine
-from fathom.checkpoint.recipes import StoredWeight
+from fathom.checkpoint.recipes import StoredWeight, read_scale
 from fathom.checkpoint.safetensors_io import DTYPE_NAMES, FileReader
+from fathom.checkpoint.sources import row_chunks
 from fathom.config import ARCHITECTURES
 from fathom.model.cost import parameters
+from fathom.runtime import UserError, progress
 
 PARTS = ("embedding", "attention", "dense FFN", "routed experts", "shared experts", "gate", "norms", "head", "MTP")
 FAMILIES = {"deepseek_v3": "DeepSeek-V3", "kimi_k2": "Kimi K2 (DeepSeek-V3)", "deepseek_v2": "DeepSeek-V2"}
@@ -78,7 +81,7 @@ def inspect(folder: Path, deep: bool = False) -> Report:
     """Describe the checkpoint in `folder`; `deep` reads all values and lists tensors with such as are no numbers."""
     with FileReader() as reader:
         found, checked = examine(folder, reader)
-        numbers = damaged(checked.weights.values()) if deep else []
+        numbers = _damaged(checked.weights.values()) if deep else []
     config, counted = checked.config, parameters(checked.config)
     parts = {name: Part(name) for name in PARTS}
     for stored in checked.weights.values():
@@ -101,6 +104,26 @@ def inspect(folder: Path, deep: bool = False) -> Report:
         problems=checked.problems + numbers,
         notes=checked.notes + _odd(checked),
     )
+
+
+def _damaged(weights: Iterable[StoredWeight]) -> list[str]:
+    """A line for every tensor with values or scales that are no numbers. Reads everything."""
+    weights, lines = list(weights), []
+    with progress("reading", sum(w.spec.numel for w in weights), unit="parameters") as bar:
+        for stored in weights:
+            try:
+                if stored.scale is not None:
+                    read_scale(stored.spec.name, stored.scale)
+            except UserError as error:
+                lines.append(str(error).partition(";")[0])
+            count = 0
+            for start, stop in row_chunks(stored.weight):
+                rows = stored.weight.rows(start, stop)
+                count += not_finite(rows)
+                bar.advance(rows.numel())
+            if count:
+                lines.append(f"{stored.spec.name} holds {count:,} NaN or infinite values of {stored.spec.numel:,}")
+    return lines
 
 
 def _layout(found: Found) -> str:

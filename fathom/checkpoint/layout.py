@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fathom.checkpoint.fused import split
 from fathom.checkpoint.names import SCALE, TensorSpec, demo_scale, expected
 from fathom.checkpoint.safetensors_io import FileReader, Header, TensorInfo, read_header
 from fathom.checkpoint.sources import FileTensor, Joined, Source
@@ -59,13 +60,17 @@ def read_hf(folder: Path, reader: FileReader) -> Found:
             if name in found.home:
                 found.problems.append(f"{name} is in both {found.home[name]} and {header.path.name}")
             found.home[name] = header.path.name
-            found.tensors[name] = FileTensor(info, reader)
+            for single, place in split(name, info):
+                if single in found.tensors and single != name:
+                    found.problems.append(f"{single} is there twice: alone and in {name}")
+                found.tensors[single] = FileTensor(place, reader)
+                found.home[single] = header.path.name
     if weight_map is not None and not found.problems:
-        for name, file in weight_map.items():
-            if found.home.get(name) != file:
-                place = f"it is in {found.home[name]}" if name in found.home else "no file holds it"
-                found.problems.append(f"{INDEX} puts {name} into {file}, but {place}")
-        extra = [name for name in found.home if name not in weight_map]
+        for listed, file in weight_map.items():
+            if found.home.get(listed) != file:
+                where = f"it is in {found.home[listed]}" if listed in found.home else "no file holds it"
+                found.problems.append(f"{INDEX} puts {listed} into {file}, but {where}")
+        extra = [name for header in found.headers for name in header.tensors if name not in weight_map]
         if extra:
             found.notes.append(f"{INDEX} does not list {len(extra)} tensors that the files hold, such as {extra[0]}")
         unused = [p.name for p in sorted(folder.glob("*.safetensors")) if p.name not in names]
@@ -98,7 +103,8 @@ def _unindexed(folder: Path, found: Found) -> list[str]:
         pickled = sorted(folder.glob("*.bin")) or sorted(folder.glob("*.pt*"))
         hint = f"; {pickled[0].name} is a pickle, which is not read: convert it to safetensors first" if pickled else ""
         raise UserError(f"{folder} holds no safetensors checkpoint (no {INDEX}, no {SINGLE}){hint}")
-    total, width = int(shards[0][2]), len(shards[0][1])
+    total = int(shards[0][2])
+    width = next((len(m[1]) for m in shards if m[1].startswith("0")), 1)  # padded or not
     found.notes.append(f"{INDEX} is missing; the shards themselves were read")
     return [f"model-{n:0{width}}-of-{shards[0][2]}.safetensors" for n in range(1, total + 1)]
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fathom.checkpoint.check import Checked, check, summary
 from fathom.checkpoint.finite import require_finite
+from fathom.checkpoint.foreign import refuse_by_files
 from fathom.checkpoint.layout import Found, is_demo, read_layout
 from fathom.checkpoint.names import TensorSpec, by_parameter
 from fathom.checkpoint.recipes import StoredWeight, read_scale
@@ -74,6 +75,7 @@ def examine(folder: Path, reader: FileReader, config_file: Path | None = None) -
     """Headers of a folder compared with the table; differences are listed, not raised."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give the folder of a checkpoint")
+    refuse_by_files(folder)
     config = read_config(folder, config_file)
     found = read_layout(folder, config, reader)
     return found, check(found, config)
@@ -142,7 +144,6 @@ def fill(model: DeepseekV3, weights: dict[str, StoredWeight], device: torch.devi
 
 def _copy(weight: StoredWeight, target: Tensor, advance: Callable[[int], None]) -> None:
     for start, rows in weight.values(target.dtype):
-        require_finite(weight.spec.name, rows)
         target[start : start + len(rows)] = rows
         advance(rows.numel())
 

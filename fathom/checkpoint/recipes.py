@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fathom.checkpoint.finite import require_finite
 from fathom.checkpoint.names import SCALE, TensorSpec, scale_shape
 from fathom.checkpoint.safetensors_io import Entry
 from fathom.checkpoint.sources import Source, row_chunks, whole
@@ -48,11 +49,12 @@ class StoredWeight:
     block: Block = (128, 128)
 
     def values(self, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
-        """(first row, rows in `dtype`), dequantised; the first row is a multiple of the block."""
+        """(first row, rows in `dtype`), dequantised; the first row is a multiple of the block. NaN is refused."""
         scale = None if self.scale is None else read_scale(self.spec.name, self.scale)
         high = self.block[0]
         for start, stop in row_chunks(self.weight, high):
             rows = self.weight.rows(start, stop)
+            require_finite(self.spec.name, rows)
             if scale is None:
                 yield start, rows.to(dtype)
             else:
@@ -105,7 +107,9 @@ def _copy(stored: StoredWeight, name: str, scale_name: str) -> Recipe:
 
     def run() -> Iterator[Piece]:
         for start, stop in row_chunks(weight):
-            yield name, start, weight.rows(start, stop)
+            rows = weight.rows(start, stop)
+            require_finite(name, rows)
+            yield name, start, rows
         if scale is not None:
             read_scale(name, scale)
             yield scale_name, 0, whole(scale)
@@ -130,7 +134,7 @@ def _quantise(stored: StoredWeight, name: str, scale_name: str, quantization: Qu
         for start, rows in stored.values(torch.bfloat16):
             q, scale = quantize_blocks(rows, block, quantization.scale_fmt)
             if not bool(scale.isfinite().all()):
-                raise UserError(f"{name} holds a NaN or infinite value, which FP8 cannot; the checkpoint is damaged")
+                raise UserError(f"{name} holds a value beyond the range of BF16, which FP8 is made from")
             q, scale = canonical(q, scale, block, quantization.scale_fmt)
             yield name, start, q
             yield scale_name, start // block[0], scale

@@ -28,8 +28,9 @@ from fathom.runtime import UserError
 
 # In the library's order of writing.
 DTYPES: dict[str, torch.dtype] = {
-    "I64": torch.int64, "F64": torch.float64, "F32": torch.float32, "I32": torch.int32, "BF16": torch.bfloat16,
-    "F16": torch.float16, "F8_E8M0": torch.float8_e8m0fnu, "F8_E4M3": torch.float8_e4m3fn,
+    "U64": torch.uint64, "I64": torch.int64, "F64": torch.float64, "F32": torch.float32, "U32": torch.uint32,
+    "I32": torch.int32, "BF16": torch.bfloat16, "F16": torch.float16, "U16": torch.uint16, "I16": torch.int16,
+    "F8_E8M0": torch.float8_e8m0fnu, "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -86,6 +87,8 @@ def read_header(path: Path) -> Header:
             raise ValueError("it is not an object")
         data.pop("__metadata__", None)
         tensors = {name: _tensor_info(path, name, entry, 8 + length) for name, entry in data.items()}
+    except UnknownDtype:
+        raise
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} has a broken safetensors header ({error}); download it again") from None
     _check_extent(path, size, 8 + length, tensors)
@@ -101,7 +104,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _tensor_info(path: Path, name: str, entry: dict[str, Any], data_start: int) -> TensorInfo:
     if entry["dtype"] not in DTYPES:
-        raise ValueError(f"dtype {entry['dtype']} of {name} is not known")
+        raise UnknownDtype(f"{path}: {name} has dtype {entry['dtype']!r:.40}, which is not read")
     shape = tuple(entry["shape"])
     start, end = entry["data_offsets"]
     if not all(isinstance(n, int) and n >= 0 for n in (*shape, start, end)):
@@ -127,6 +130,10 @@ def _check_extent(path: Path, size: int, data_start: int, tensors: dict[str, Ten
         )
     if size > position:
         raise UserError(f"{path} has {size - position} bytes more than its header promises; download it again")
+
+
+class UnknownDtype(UserError):
+    """A tensor of a dtype that torch does not have, such as packed 4-bit numbers: another file would not help."""
 
 
 class FileReader:

@@ -74,6 +74,21 @@ def duplicate(folder: Path) -> None:
     save_file(load_file(path) | {name: tensor}, path)
 
 
+def renumbered(folder: Path) -> None:
+    """model-2-of-12 ... model-12-of-12 without an index; the first one is not there."""
+    (folder / INDEX).unlink()
+    shards = sorted(folder.glob("*.safetensors"))
+    for number, path in enumerate(shards, 2):
+        path.rename(folder / f"model-{number}-of-12.safetensors")
+    for number in range(2 + len(shards), 13):
+        save_file({f"more.{number}": torch.ones(1)}, folder / f"model-{number}-of-12.safetensors")
+
+
+def packed(folder: Path) -> None:
+    content = (folder / ONE).read_bytes()
+    (folder / ONE).write_bytes(content.replace(b'"dtype":"BF16"', b'"dtype":"F4"  ', 1))
+
+
 def set_scale(value: float) -> Callable[[dict[str, torch.Tensor]], Any]:
     return lambda t: t[Q_A + "_scale_inv"].view(-1)[:1].fill_(value)
 
@@ -91,6 +106,8 @@ CASES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "missing shard": ("shards", lambda f: (f / SHARD).unlink(), f"1 of 6 files are missing: {SHARD}"),
     "missing shard, no index": (
         "shards", lambda f: ((f / SHARD).unlink(), (f / INDEX).unlink()), f"1 of 6 files are missing: {SHARD}"),
+    "missing shard, no index, numbers without zeros": (
+        "shards", renumbered, "1 of 12 files are missing: model-1-of-12.safetensors; download"),
     "broken index": ("shards", lambda f: (f / INDEX).write_text("[]"), "has no weight_map"),
     "index points to the wrong file": (
         "shards", index(lambda m: m.update({"lm_head.weight": SHARD})),
@@ -105,7 +122,7 @@ CASES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "wrong shape": (
         "bf16", tensors(lambda t: t.update({Q_A: t[Q_A][1:].clone()})),
         r"has shape \[47, 144\], the config says \[48, 144\]"),
-    "config of another size": ("bf16", config(num_hidden_layers=1), "is missing"),
+    "config of another size": ("bf16", config(num_hidden_layers=1), "is unexpected"),
     "integer weight": ("bf16", tensors(lambda t: t.update({Q_A: t[Q_A].to(torch.int8)})), "has dtype int8"),
     "missing scale": ("fp8", tensors(lambda t: t.pop(Q_A + "_scale_inv")), "scale weight_scale_inv is missing"),
     "scale without weight": ("fp8", tensors(lambda t: t.pop(EXPERT)), f"{EXPERT}_scale_inv has no weight"),
@@ -115,6 +132,22 @@ CASES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         "fp8", tensors(lambda t: t.update({Q_A + "_scale_inv": torch.ones(2, 2)})),
         r"has shape \[2, 2\], blocks of 128x128 give \[1, 2\]"),
     "FP8 without quantization_config": ("fp8", config(quantization_config=...), "no quantization_config"),
+    "MLX": ("bf16", config(quantization={"group_size": 64, "bits": 4}), "in MLX's format of 4 bits, which is not read"),
+    "MLX, by its tensors": (
+        "bf16", tensors(lambda t: t.update({Q_A: torch.zeros(48, 18, dtype=torch.uint32),
+                                            Q_A.replace("weight", "scales"): torch.ones(48, 3)})),
+        "in the format MLX, which is not read"),
+    "NVFP4, by its config": (
+        "bf16", config(quantization_config={"quant_method": "modelopt", "quant_algo": "NVFP4"}),
+        r"quant_method is 'modelopt' \(NVFP4\): a format which is not read"),
+    "NVFP4, by its own file": (
+        "bf16", lambda f: (f / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "NVFP4"}}'),
+        "the format NVFP4, which is not read"),
+    "NVFP4, by its tensors": (
+        "bf16", tensors(lambda t: t.update({Q_A + "_scale_2": torch.ones(())})), r"NVFP4 \(ModelOpt\), which is"),
+    "GPTQ": ("bf16", tensors(lambda t: t.update({Q_A.replace("weight", "qweight"): t.pop(Q_A)})), "GPTQ or AWQ"),
+    "a dtype of four bits": ("bf16", packed, "has dtype 'F4', which is not read"),
+    "NaN weight": ("bf16", tensors(lambda t: t[Q_A].view(-1)[:1].fill_(float("nan"))), f"{Q_A} holds NaN or infinite"),
     "NaN scale": ("fp8", tensors(set_scale(float("nan"))), f"{Q_A}_scale_inv holds a NaN"),
     "infinite scale": ("fp8", tensors(set_scale(float("inf"))), f"{Q_A}_scale_inv holds a NaN, infinite"),
     "negative scale": ("fp8", tensors(set_scale(-1.0)), f"{Q_A}_scale_inv holds"),
@@ -131,7 +164,7 @@ def test_bad_checkpoint(case: str, saved: Path, tmp_path: Path) -> None:
             attempt()
         assert "\n" not in str(caught.value)
     assert not list(tmp_path.glob("out/*.safetensors")) and not list(tmp_path.glob("out/.*.tmp"))
-    if "scale" in case and "scale_inv holds" in said:
+    if "scale_inv holds" in said or "holds NaN" in said:
         return  # values, not headers
     try:
         report = inspect(folder)

@@ -90,4 +90,4 @@ def test_command_lists_problems_and_exits_1(tmp_path: Path, capsys: pytest.Captu
     save_file(content, tmp_path / "model.safetensors")
     assert command.run(command.Args(str(tmp_path))) == 1
     text = capsys.readouterr().out
-    assert "2 problems: model.norm.weight is missing; extra is unexpected" in text.replace("\n", " ")
+    assert "2 problems: extra is unexpected; model.norm.weight is missing" in text.replace("\n", " ")

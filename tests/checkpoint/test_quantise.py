@@ -144,5 +144,8 @@ def test_bad_scales_are_named(bad: float) -> None:
 def test_values_that_fp8_cannot_hold_are_named(bad: float) -> None:
     w = torch.randn(200, 200)
     w[150, 3] = bad
-    with pytest.raises(UserError, match=r"^w holds a NaN or infinite value"):
+    with pytest.raises(UserError, match=r"^w holds NaN or infinite values"):
+        to_fp8(w, None)
+    w[150, 3] = 3.4e38  # BF16 rounds it up to infinity
+    with pytest.raises(UserError, match=r"^w holds a value beyond the range of BF16"):
         to_fp8(w, None)

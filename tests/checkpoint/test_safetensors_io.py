@@ -83,7 +83,7 @@ F4 = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
         ({"a": F4}, b"123", "truncated"),
         ({"a": F4}, b"12345", "1 bytes more"),
         ({"a": F4 | {"shape": [2]}}, b"1234", "needs 8 bytes"),
-        ({"a": F4 | {"dtype": "F7"}}, b"1234", "dtype F7"),
+        ({"a": F4 | {"dtype": "F7"}}, b"1234", "dtype 'F7'"),
         ({"a": F4 | {"shape": [-1]}}, b"1234", "not whole numbers"),
         ({"a": F4 | {"shape": None}}, b"1234", "broken safetensors header"),
         ({"a": F4, "b": F4}, b"1234", "overlaps or leaves a gap"),

@@ -9,11 +9,11 @@ A source in the demo layout has no shards worth keeping: whatever it becomes is 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from fathom.checkpoint.layout import INDEX, SINGLE
-from fathom.checkpoint.names import demo_scale
+from fathom.checkpoint.names import demo_scale, expected
 from fathom.checkpoint.reader import Checkpoint
 from fathom.checkpoint.recipes import Recipe, StoredWeight, recipe
 from fathom.checkpoint.safetensors_io import file_size
@@ -33,6 +33,7 @@ class Options:
     model_parallel: int | None = None
     max_shard_bytes: int | None = None
     mtp: bool = False  # keep MTP layers in the demo layout (the official converter drops them)
+    untie: bool = False  # write the head as a tensor of its own
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Plan:
 def make_plan(checkpoint: Checkpoint, options: Options) -> Plan:
     """Decide every output file; a conversion that cannot work is a UserError here, before anything is written."""
     from_demo = checkpoint.found.layout == "demo"
+    checkpoint = _untied(checkpoint) if options.untie else checkpoint
     _check_options(checkpoint, options, from_demo)
     config, notes = checkpoint.config, list(checkpoint.notes)
     if options.to == "demo":
@@ -95,6 +97,20 @@ def _check_options(checkpoint: Checkpoint, options: Options, from_demo: bool) ->
         )
 
 
+def _untied(checkpoint: Checkpoint) -> Checkpoint:
+    """The same checkpoint with a head of its own, which is the embedding's values once more."""
+    if not checkpoint.config.tie_word_embeddings:
+        raise UserError(f"--untie has no effect: {checkpoint.path} has a head of its own")
+    config, head = checkpoint.config.replace(tie_word_embeddings=False), "lm_head.weight"
+    specs = expected(config)
+    weights = {name: replace(w, spec=specs[name]) for name, w in checkpoint.weights.items()}
+    embedding = weights["model.embed_tokens.weight"]
+    weights[head] = replace(embedding, spec=specs[head])
+    found = checkpoint.found
+    home = found.home | {head: found.home[embedding.spec.name]}
+    return replace(checkpoint, config=config, weights=weights, found=replace(found, home=home))
+
+
 def _same_files(checkpoint: Checkpoint, made: dict[str, Recipe]) -> list[Shard]:
     by_file: dict[str, list[Recipe]] = {}
     for name in made:
@@ -109,6 +125,8 @@ def _config_json(checkpoint: Checkpoint, config: ModelConfig, target: str | None
         data = config.to_dict()
     if data.get("num_nextn_predict_layers", data.get("num_mtp_layers", 0)) != config.num_nextn_predict_layers:
         data["num_nextn_predict_layers"] = config.num_nextn_predict_layers
+    if data.get("tie_word_embeddings") and not config.tie_word_embeddings:
+        data["tie_word_embeddings"] = False
     if target in ("bf16", "fp8"):
         data.pop("quantization_config", None)
         data |= dict.fromkeys({"dtype", "torch_dtype"} & set(data) or {"torch_dtype"}, config.torch_dtype)
@@ -128,7 +146,7 @@ def _for_demo(checkpoint: Checkpoint, options: Options) -> tuple[list[StoredWeig
         notes.append("the demo layout leaves MTP layers out, as the official converter does; --mtp keeps them")
         config = config.replace(num_nextn_predict_layers=0)
     if config.tie_word_embeddings:
-        raise UserError("the model ties embedding and head, which the demo layout cannot say")
+        raise UserError("the model ties embedding and head, which the demo layout cannot say; --untie writes both")
     if lost := said_otherwise(config):
         raise UserError(f"the demo's config cannot say what this model's does about {', '.join(lost)}")
     for name, count in (("experts", config.n_routed_experts), ("attention heads", config.num_attention_heads)):

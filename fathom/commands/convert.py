@@ -41,6 +41,8 @@ class Args:
     """With --to demo: number of ranks (default 1)."""
     mtp: bool = False
     """With --to demo: keep MTP layers, which the official converter drops."""
+    untie: bool = False
+    """Write the head of a model that ties it to the embedding: vLLM and the demo layout want one."""
     max_shard_size: Annotated[str | None, tyro.conf.arg(metavar="SIZE")] = None
     """With --to hf: largest file, such as 5GB (the default) or 500MiB."""
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
@@ -54,7 +56,7 @@ class Args:
 def run(args: Args) -> int:
     """Convert and say what was done."""
     size = None if args.max_shard_size is None else parse_size(args.max_shard_size)
-    options = Options(args.to, args.scale_fmt, args.model_parallel, size, args.mtp)
+    options = Options(args.to, args.scale_fmt, args.model_parallel, size, args.mtp, args.untie)
     source = resolve(args.src)
     try:
         result = convert(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_models import CONFIGS, EVEN_V3, TINY_V3, files, make_model
+from checkpoint_models import CONFIGS, EVEN_V3, TINY_V3, files, make_model, state
 from conversions import SHARD, content, same, saved, weights
 from safetensors.torch import load_file, save_file
 from test_names import official_demo_name
@@ -289,3 +289,23 @@ def test_a_disk_that_fills_in_the_middle_is_one_line_and_resumable(tmp_path: Pat
     convert(a, tmp_path / "b", Options("bf16"))
     convert(a, tmp_path / "c", Options("bf16"))
     assert files(tmp_path / "b") == files(tmp_path / "c")
+
+
+def test_untie_writes_the_embedding_as_head(tmp_path: Path) -> None:
+    config = EVEN_V3.replace(tie_word_embeddings=True)
+    save_model(make_model(config), tmp_path / "tied")
+    convert(tmp_path / "tied", tmp_path / "own", Options("bf16", untie=True), verify=True)
+    tied, own = load_file(tmp_path / "tied/model.safetensors"), load_file(tmp_path / "own/model.safetensors")
+    assert own.keys() - tied.keys() == {"lm_head.weight"}
+    assert torch.equal(own["lm_head.weight"], tied["model.embed_tokens.weight"])
+    before, after = load_model(tmp_path / "tied"), load_model(tmp_path / "own")
+    assert not after.config.tie_word_embeddings and after.lm_head.weight is not after.embed_tokens.weight
+    tokens = torch.arange(20)[None]
+    assert torch.equal(before(tokens), after(tokens))
+    with pytest.raises(UserError, match="--untie has no effect"):
+        convert(tmp_path / "own", tmp_path / "again", Options("bf16", untie=True))
+    with pytest.raises(UserError, match="--untie writes both"):
+        convert(tmp_path / "tied", tmp_path / "demo", Options("demo", model_parallel=2))
+    convert(tmp_path / "tied", tmp_path / "demo", Options("demo", model_parallel=2, mtp=True, untie=True))
+    again = load_model(tmp_path / "demo")
+    assert all(torch.equal(value, state(after)[name]) for name, value in state(again).items())

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from fathom.runtime import UserError
+from fathom.text.call_arguments import Arguments
 from fathom.text.chat_messages import Message, normalize_messages, normalize_tools
 from fathom.text.chat_parse import parse_assistant, parse_conversation
 from fathom.text.chat_tokens import ASSISTANT, BOS, CALL_BEGIN, CALL_END, END_THINK, EOS, SEP, THINK, USER
@@ -217,6 +218,8 @@ def _guard_message(message: Message, tokenizer: Tokenizer, mark: str) -> Message
 
 def _guard(value: Any, tokens: Any, mark: str) -> Any:
     """`value` with `mark` after the first character of each control token in its strings."""
+    if isinstance(value, Arguments):  # the object apart: an escape in the text may spell a token
+        return value.mapped(lambda part: _guard(part, tokens, mark))
     if isinstance(value, dict):
         return {_guard(k, tokens, mark): _guard(v, tokens, mark) for k, v in value.items()}
     if isinstance(value, list):

@@ -3,7 +3,7 @@
     {"role": "system" | "user", "content": text}
     {"role": "assistant", "content": text | None, "reasoning_content"?: text, "tool_calls"?: [call, ...]}
     {"role": "tool", "content": text, "tool_call_id"?: text}
-    call = {"id"?: text, "type": "function", "function": {"name": text, "arguments": JSON object, as text or as a dict}}
+    call = {"id"?: text, "type": "function", "function": {"name": text, "arguments": JSON object, as text or dict}}
 
 A text is a string or a list of {"type": "text", "text": ...} parts (joined by newlines). Tool outputs must follow the
 call they answer; the formats bind outputs to calls by position alone, so outputs that carry ids are put into the
@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fathom.runtime import UserError
+from fathom.text.call_arguments import Arguments
 
 Message = dict[str, Any]
 ROLES = ("system", "user", "assistant", "tool")
@@ -95,16 +96,28 @@ def _call(call: Any, where: str) -> dict[str, Any]:
     _name(function.get("name"), where)
     if call.get("id") is not None and not isinstance(call["id"], str):
         raise UserError(f"{where}: id is {call['id']!r}; it must be a string")
-    arguments = function.get("arguments")
-    try:
-        parsed = json.loads(arguments) if isinstance(arguments, str) else arguments
-        text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise UserError(f"{where}: arguments are not valid JSON ({error}); give a JSON object") from None
-    if not isinstance(parsed, Mapping):
-        raise UserError(f"{where}: arguments must be a JSON object, as text or as a dict, not {type(parsed).__name__}")
-    _valid_unicode(text, f"{where}: arguments")
-    return {**call, "type": "function", "function": {**function, "arguments": text}}
+    return {**call, "type": "function", "function": {**function, "arguments": _arguments(function, where)}}
+
+
+def _arguments(function: Mapping[str, Any], where: str) -> Arguments:
+    """An object, JSON text of one, or a text that is no JSON: a call that was cut off. Nothing means no arguments."""
+    given = function.get("arguments")
+    if given is None or given == "":
+        given = {}
+    if isinstance(given, str):
+        arguments = Arguments(given)
+        if arguments.parsed == given:
+            return Arguments(_valid_unicode(given, f"{where}: arguments"), given)
+    else:
+        try:
+            arguments = Arguments(json.dumps(given, ensure_ascii=False))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UserError(f"{where}: arguments cannot be written as JSON ({error}); give a JSON object") from None
+    if not isinstance(arguments.parsed, Mapping):
+        kind = type(arguments.parsed).__name__
+        raise UserError(f"{where}: arguments must be a JSON object, as text or as a dict, not {kind}")
+    _valid_unicode(arguments, f"{where}: arguments")
+    return arguments
 
 
 def _name(name: Any, where: str) -> None:

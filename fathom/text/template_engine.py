@@ -10,15 +10,17 @@ template bent on wasting time can still find a way; it cannot reach anything.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
 from jinja2 import Template, TemplateError, TemplateSyntaxError
+from jinja2.filters import do_items
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from fathom.runtime import UserError
+from fathom.text.call_arguments import Arguments, plain
 
 MAX_TEMPLATE_CHARS = 256 * 1024
 MAX_RENDERED_CHARS = 64 * 2**20
@@ -49,6 +51,8 @@ def compile_template(source: str, name: str = "chat template") -> Template:
         )
     sandbox = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
     sandbox.filters["tojson"] = _tojson
+    sandbox.filters["items"] = lambda value: do_items(value.parsed if isinstance(value, Arguments) else value)
+    sandbox.tests["mapping"] = lambda value: isinstance(plain(value), Mapping)
     sandbox.globals["raise_exception"] = _raise_exception
     sandbox.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     try:
@@ -98,7 +102,9 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     """Plain JSON: jinja2's own filter escapes <, > and & for HTML, which models never saw."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(
+        plain(value), ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _raise_exception(message: str) -> None:

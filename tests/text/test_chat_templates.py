@@ -4,6 +4,7 @@ import json
 
 import pytest
 from chat_helpers import GOLDEN_USER, ONE_CALL, TOOLS, V3, V31, assistant, system, tool, user, write_checkpoint
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from fathom.runtime import UserError
 from fathom.text.chat import ChatTemplate
@@ -36,9 +37,8 @@ def call(**function):
         ([{"role": "assistant", "tool_calls": call(arguments="{}")}], "function name is None"),
         ([{"role": "assistant", "tool_calls": call(name="f\ng", arguments="{}")}], "one line of text"),
         ([{"role": "assistant", "tool_calls": call(name="f<｜tool▁sep｜>", arguments="{}")}], "function name is"),
-        ([{"role": "assistant", "tool_calls": call(name="f", arguments="{")}], "not valid JSON"),
         ([{"role": "assistant", "tool_calls": call(name="f", arguments="[]")}], "must be a JSON object"),
-        ([{"role": "assistant", "tool_calls": call(name="f", arguments={"x": {1}})}], "not valid JSON"),
+        ([{"role": "assistant", "tool_calls": call(name="f", arguments={"x": {1}})}], "cannot be written as JSON"),
         ([{"role": "assistant", "content": "x", "reasoning_content": 1}], "reasoning_content is a int"),
     ],
 )
@@ -52,6 +52,61 @@ def test_wrong_messages_name_their_index(messages, says):
 def test_wrong_tools_are_a_user_error(tools):
     with pytest.raises(UserError, match="tool"):
         V3.render([user("a")], tools=tools)
+
+
+OBJECTS = {  # what templates of other families do with the arguments of a call, which Hugging Face gives as an object
+    "tojson": "{{ call.arguments | tojson }}",
+    "the whole call": "{{ call | tojson }}",
+    "items": "{% for key, value in call.arguments.items() %}{{ key }}={{ value }};{% endfor %}",
+    "the filter": "{% for key, value in call.arguments | items %}{{ key }}={{ value | tojson }};{% endfor %}",
+    "keys": "{% for key in call.arguments %}{{ key }}: {{ call.arguments[key] }} {% endfor %}",
+    "sorted": "{% for key, value in call.arguments | dictsort %}{{ key }}={{ value }};{% endfor %}",
+    "mapping": "{% if call.arguments is mapping %}{{ call.arguments | tojson }}{% else %}no{% endif %}",
+    "get": "{{ call.arguments.get('city') }}{{ call.arguments.get('none', 1) }}{{ call.arguments.city }}",
+}
+
+
+@pytest.mark.parametrize("body", OBJECTS.values(), ids=OBJECTS)
+@pytest.mark.parametrize("given", ['{"city":"Bern","days":[1,{"a":null}]}', {"city": "Bern", "days": [1, {"a": None}]}])
+def test_templates_that_need_an_object_get_one(body, given):
+    """As in transformers, which is given the object, whether a client sent text or an object."""
+    source = "{% for message in messages %}{% for one in message.tool_calls or [] %}{% set call = one.function %}"
+    source += body + "{% endfor %}{% endfor %}"
+    wanted = {"name": "f", "arguments": {"city": "Bern", "days": [1, {"a": None}]}}
+    theirs = render_jinja_template(
+        [[user("q"), {"role": "assistant", "tool_calls": [{"type": "function", "function": wanted}]}]],
+        chat_template=source,
+    )[0][0]
+    messages = [user("q"), {"role": "assistant", "tool_calls": call(name="f", arguments=given)}]
+    assert ChatTemplate(source).render(messages, add_generation_prompt=False) == theirs
+
+
+def test_an_object_holds_no_control_tokens(v3_tokenizer):
+    """Not even those that the JSON text spelt with escapes."""
+    source = (
+        "{% for message in messages %}{% for one in message.tool_calls or [] %}{{ one.function.arguments | tojson }}"
+    )
+    template = ChatTemplate(source + "{% endfor %}{% endfor %}")
+    token = next(iter(v3_tokenizer.control_tokens.values()))
+    escaped = "".join(f"\\u{ord(c):04x}" for c in token)
+    for text in (f'{{"x": "{escaped}"}}', json.dumps({"x": token})):
+        messages = [user("q"), {"role": "assistant", "tool_calls": call(name="f", arguments=text)}]
+        ids = template.encode(v3_tokenizer, messages, add_generation_prompt=False)
+        assert not set(ids) & set(v3_tokenizer.control_tokens) and v3_tokenizer.decode(ids) == json.dumps(
+            {"x": token}, ensure_ascii=False
+        )
+
+
+def test_cut_and_empty_arguments():
+    """History of other servers: a call that was cut off stays the text it is, none at all is an empty object."""
+    cut = [user("q"), {"role": "assistant", "tool_calls": call(name="f", arguments='{"city": "Be')}]
+    assert '{"city": "Be' in V3.render(cut)
+    none = [
+        V3.render([user("q"), {"role": "assistant", "tool_calls": call(name="f", arguments=a)}]) for a in ("", None, {})
+    ]
+    assert len(set(none)) == 1 and "{}" in none[0]
+    with pytest.raises(UserError, match="not valid JSON, and the template needs an object"):
+        ChatTemplate("{{ messages[1].tool_calls[0].function.arguments.items() }}").render(cut)
 
 
 def test_text_parts_and_dict_arguments():

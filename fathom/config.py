@@ -167,7 +167,7 @@ class ModelConfig:
 
     def _check_token(self, name: str, token: int | None) -> None:
         ok = token is None or (_is_int(token) and -1 <= token < self.vocab_size)
-        _check(ok, name, token, f"null or below vocab_size {self.vocab_size}")
+        _check(ok, name, token, f"null or a whole number below vocab_size {self.vocab_size}")
 
     def _check_routing(self) -> None:
         if self.n_routed_experts == 0:
@@ -255,8 +255,10 @@ class ModelConfig:
             _check(data.get(name) in (None, only), name, data.get(name), f"{only!r} (no release says otherwise)")
         values: dict[str, Any] = dict(_V2_DEFAULTS) if model_type == "deepseek_v2" else {"num_nextn_predict_layers": 0}
         for name in _PLAIN:
-            if name in data and (data[name] is not None or name in _NULLABLE):
+            if data.get(name) is not None or (name in data and name in _NULLABLE):
                 values[name] = data[name]
+            elif name in data and name not in _NULL_IS_DEFAULT.get(model_type, ("eos_token_id", "torch_dtype")):
+                raise UserError(f"{name} is null; leave it out for what the family has, or say a value")
         if data.get("num_mtp_layers") is not None and "num_nextn_predict_layers" not in data:
             values["num_nextn_predict_layers"] = data["num_mtp_layers"]
         if isinstance(data.get("dtype"), str):
@@ -392,6 +394,7 @@ _PLAIN = tuple(
 )
 _FIXED = {"rope_interleave": True, "mlp_bias": False}  # fields that would change the function, and their one value
 _NULLABLE = ("q_lora_rank", "bos_token_id", "pad_token_id")
+_NULL_IS_DEFAULT = {"deepseek_v2": ("eos_token_id", "torch_dtype", "n_group", "topk_group")}  # V2-Lite has no groups
 _KNOWN = {
     *_PLAIN, "rope_scaling", "rope_parameters", "quantization_config", "architectures", "num_key_value_heads",
     "num_mtp_layers", "dtype", "auto_map", "head_dim", "qk_head_dim", "transformers_version",

@@ -72,7 +72,8 @@ def make_plan(checkpoint: Checkpoint, options: Options) -> Plan:
         shards = plan_shards(made.values(), options.max_shard_bytes or MAX_SHARD_BYTES)
     else:
         shards = _same_files(checkpoint, made)
-    json_files = {} if [file for file, _ in shards] == [SINGLE] else {INDEX: index_of(shards)}
+    alone = [file for file, _ in shards] == [SINGLE] and not (checkpoint.path / INDEX).exists()
+    json_files = {} if alone else {INDEX: index_of(shards)}
     return Plan(shards, json_files | {"config.json": _config_json(checkpoint, config, target)}, notes)
 
 

@@ -18,9 +18,10 @@ from fathom.checkpoint.safetensors_io import TensorWriter
 from fathom.checkpoint.sources import MemoryTensor, Source
 from fathom.config import ModelConfig, QuantizationConfig
 from fathom.model.transformer import DeepseekV3
-from fathom.runtime import UserError, atomic_write, progress, require_disk, write_json
+from fathom.runtime import UserError, atomic_write, progress, read_json, require_disk, write_json, write_text
 
 MAX_SHARD_BYTES = 5 * 10**9
+TEMPLATE, TOKENIZER_CONFIG = "chat_template.jinja", "tokenizer_config.json"
 SIDE_FILES = (  # what travels with the weights
     "*token*", "vocab.json", "merges.txt", "*.tiktoken", "chat_template*", "generation_config.json",
     "configuration_*.py", "modeling_*.py", "LICENSE*",
@@ -62,11 +63,34 @@ def index_of(shards: Iterable[Shard]) -> dict[str, Any]:
 
 
 def copy_side_files(source: Path, destination: Path) -> None:
-    """Copy tokenizer, template and generation settings."""
+    """Copy tokenizer, template and generation settings.
+
+    A template that is a file of its own also goes into tokenizer_config.json: the official converter copies `*token*`
+    files alone.
+    """
     for path in sorted({path for pattern in SIDE_FILES for path in source.glob(pattern)}):
         if path.is_file() and path.suffix != ".safetensors":
             with atomic_write(destination / path.name) as temporary:
                 shutil.copyfile(path, temporary)
+    template = destination / TEMPLATE
+    if template.exists():
+        _template_in_settings(destination, template.read_text(encoding="utf-8"), replace=False)
+
+
+def write_template(folder: Path, text: str) -> None:
+    """The chat template of a checkpoint, in both places where programs look for it."""
+    write_text(folder / TEMPLATE, text)
+    _template_in_settings(folder, text, replace=True)
+
+
+def _template_in_settings(folder: Path, text: str, *, replace: bool) -> None:
+    path = folder / TOKENIZER_CONFIG
+    try:
+        settings = read_json(path) if path.exists() else None
+    except UserError:
+        return  # what was broken stays as it was; loading the tokenizer says so
+    if isinstance(settings, dict) and (replace or "chat_template" not in settings):
+        write_json(path, settings | {"chat_template": text})
 
 
 def config_for(config: ModelConfig, dtype: str, scale_fmt: str | None) -> ModelConfig:

@@ -18,11 +18,11 @@ from fathom.checkpoint.sources import Source
 from fathom.checkpoint.store import Store
 from fathom.checkpoint.store_format import Index, read_index
 from fathom.checkpoint.store_reader import Reader, SavedTensor
-from fathom.checkpoint.writer import SaveDtype, save_model
+from fathom.checkpoint.writer import SaveDtype, save_model, write_template
 from fathom.config import ModelConfig
 from fathom.model.moe import Gate
 from fathom.model.transformer import DeepseekV3
-from fathom.runtime import UserError, read_json, write_text
+from fathom.runtime import UserError, read_json
 from fathom.text.chat import ChatTemplate
 from fathom.train.base import Base
 from fathom.train.config import TrainConfig
@@ -89,7 +89,7 @@ def export_run(run: Path, folder: Path, *, dtype: SaveDtype, step: int | None = 
         save_model(model, folder, dtype=dtype, side_files_from=tokenizer, overwrite=True, source=source)
     template = index.extra.get("template")
     if template and template != OWN:
-        write_text(folder / "chat_template.jinja", ChatTemplate.builtin(template).source)
+        write_template(folder, ChatTemplate.builtin(template).source)
     return folder
 
 

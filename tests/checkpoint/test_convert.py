@@ -309,3 +309,28 @@ def test_untie_writes_the_embedding_as_head(tmp_path: Path) -> None:
     convert(tmp_path / "tied", tmp_path / "demo", Options("demo", model_parallel=2, mtp=True, untie=True))
     again = load_model(tmp_path / "demo")
     assert all(torch.equal(value, state(after)[name]) for name, value in state(again).items())
+
+
+def test_a_template_of_its_own_also_goes_into_the_tokenizers_settings(tmp_path: Path) -> None:
+    """The official converter copies `*token*` files alone."""
+    a = saved(tmp_path / "a", TINY_V3)
+    (a / "chat_template.jinja").write_text("{{ messages }}\n")
+    (a / "tokenizer_config.json").write_text('{"bos_token": "<s>"}')
+    convert(a, tmp_path / "b", Options("fp8"))
+    assert (tmp_path / "b/chat_template.jinja").read_text() == "{{ messages }}\n"
+    settings = json.loads((tmp_path / "b/tokenizer_config.json").read_text())
+    assert settings == {"bos_token": "<s>", "chat_template": "{{ messages }}\n"}
+    (a / "tokenizer_config.json").write_text('{"chat_template": [{"name": "default", "template": "x"}]}')
+    convert(a, tmp_path / "c", Options("fp8"))
+    assert (tmp_path / "c/tokenizer_config.json").read_bytes() == (a / "tokenizer_config.json").read_bytes()
+
+
+def test_one_file_with_an_index_keeps_one(tmp_path: Path) -> None:
+    a = tmp_path / "a"
+    save_model(make_model(TINY_V3), a)
+    names = load_file(a / "model.safetensors")
+    index = {"metadata": {"total_size": 0}, "weight_map": dict.fromkeys(names, "model.safetensors")}
+    (a / "model.safetensors.index.json").write_text(json.dumps(index))
+    convert(a, tmp_path / "b", Options("fp8"))
+    written = json.loads((tmp_path / "b/model.safetensors.index.json").read_text())
+    assert written["weight_map"] == dict.fromkeys(load_file(tmp_path / "b/model.safetensors"), "model.safetensors")

@@ -33,13 +33,21 @@ __all__ = [
 
 
 def read_jsonl(path: Path | str) -> Iterator[dict[str, Any]]:
-    """The objects of a JSONL file; a broken line is an error that names it."""
+    """The objects of a JSONL file, or of the array that a `.json` file is; a broken one is an error that names it.
+
+    Empty lines and a byte-order mark are passed over.
+    """
     try:
-        with open(path, encoding="utf-8") as lines:
+        with open(path, encoding="utf-8-sig") as lines:
+            if Path(path).suffix == ".json":
+                yield from _array(path, lines.read())
+                return
             for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
                 try:
                     record = json.loads(line)
-                except json.JSONDecodeError as error:
+                except (json.JSONDecodeError, RecursionError) as error:
                     raise UserError(f"{path} line {number} is not JSON ({error}); fix or remove it") from None
                 if not isinstance(record, dict):
                     raise UserError(f"{path} line {number} holds a {type(record).__name__}, not an object")
@@ -48,6 +56,16 @@ def read_jsonl(path: Path | str) -> Iterator[dict[str, Any]]:
         raise UserError(f"cannot read {path}: {error.strerror}; check the path") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 ({error}); convert it") from None
+
+
+def _array(path: Path | str, text: str) -> list[dict[str, Any]]:
+    try:
+        records = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{path} is not one JSON array ({error}); name a file with an object per line .jsonl") from None
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise UserError(f"{path} is no array of objects; a .json file must be one")
+    return records
 
 
 @dataclass(frozen=True)
@@ -66,11 +84,16 @@ class DialogueDataset:
     rows. The others are left out, and counted.
     """
 
-    def __init__(self, samples: list[Sample], *, rows: int, length: int, seed: int, pad: int) -> None:
+    def __init__(self, samples: list[Sample], *, rows: int, length: int, seed: int, pad: int, note: str = "") -> None:
         fitting = [s for s in samples if 1 < len(s.ids) <= length]
         if not fitting:
-            raise UserError(f"none of {len(samples)} dialogues fits into {length} tokens; raise data.sequence_length")
+            shortest = min((len(s.ids) for s in samples), default=0)
+            raise UserError(
+                f"none of {len(samples)} dialogues fits into {length} tokens, the shortest has {shortest}; "
+                "raise data.sequence_length"
+            )
         self.rows, self.length, self.seed, self.pad = rows, length, seed, pad
+        self.note = note  # what the file was recognised as
         self.left_out = len(samples) - len(fitting)
         order = np.random.Generator(np.random.PCG64([seed, 3])).permutation(len(fitting))
         self.samples = [fitting[i] for i in order]

@@ -9,14 +9,14 @@ Two uses
  2. MTP for a model that had none: run.train = ["mtp"], no teacher. The main model is frozen, so it is its own teacher,
     and what it says, hidden states included, is kept as well: after the first pass only the module runs.
 
-Data: documents as in pretraining, or dialogues as in SFT (found by their "messages"), with a share of documents among
+Data: documents as in pretraining, or dialogues as in SFT (found by their first row), with a share of documents among
 them (data.text). distill.positions says whether of dialogues all tokens are learnt from, or answers alone.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,8 @@ from fathom.parallel.mesh import Mesh, single
 from fathom.runtime import UserError, keep_freed_memory, pick_device
 from fathom.text.batch import Batch, stack
 from fathom.text.chat import ChatTemplate
+from fathom.text.dataset import read_jsonl
+from fathom.text.dialogues import is_dialogue
 from fathom.text.prefetch import Prefetched
 from fathom.text.shards import open_streams
 from fathom.text.tokenizer import Tokenizer
@@ -71,26 +73,24 @@ def is_dialogues(path: str) -> bool:
     """Whether the first record of a JSONL file is a dialogue; a folder holds token shards."""
     if Path(path).is_dir() or not Path(path).exists():
         return False
-    with open(path, encoding="utf-8") as lines:
-        first = next((line for line in lines if line.strip()), "{}")
     try:
-        return "messages" in json.loads(first)
-    except (json.JSONDecodeError, TypeError):
+        return any(map(is_dialogue, islice(read_jsonl(path), 1)))
+    except UserError:
         return False  # whoever reads it all says what is wrong
 
 
-def rows_of(config: TrainConfig, model: DeepseekV3, tokenizer: Tokenizer, data_ranks: int) -> Prefetched:
-    """The batches of the run."""
+def rows_of(config: TrainConfig, model: DeepseekV3, tokenizer: Tokenizer, data_ranks: int) -> tuple[Prefetched, str]:
+    """The batches of the run, and what its dialogues were recognised as."""
     d, everywhere = config.data, config.distill.positions == "all"
     if is_dialogues(d.train):
         refuse(config, ["data.ramp_from_rows"], "a distillation over dialogues")
         own = 1 if d.text else d.batch_rows
         talks = dialogues(config, d.train, model.config, tokenizer, rows=own, everywhere=everywhere)
-        return Prefetched(with_text(config, talks, model.config, tokenizer), d.workers)
+        return Prefetched(with_text(config, talks, model.config, tokenizer), d.workers), talks.note
     for_talks = ["data.template", "data.text", "distill.positions"]
     refuse(config, for_talks, "a distillation over documents; data.train has no dialogues")
     shards = token_stream(d.tokenizer, model.config, d.train, Path(config.run.out) / "tokens" / "train")
-    return batches(config, shards, tokenizer, data_ranks)
+    return batches(config, shards, tokenizer, data_ranks), ""
 
 
 def heldout_of(config: TrainConfig, model: DeepseekV3, tokenizer: Tokenizer) -> list[Batch]:
@@ -156,7 +156,8 @@ def distill(config: TrainConfig, mesh: Mesh | None = None, tick: Callable[[], No
     if d.teacher:
         check_teacher(d.teacher, model, tokenizer)
     mesh = mesh or single(pick_device())
-    with rows_of(config, model, tokenizer, mesh.data.size) as data:
+    rows, note = rows_of(config, model, tokenizer, mesh.data.size)
+    with rows as data:
         heldout = heldout_of(config, model, tokenizer)
         objective = Distillation(config, teacher_of(config, model, data, heldout, mesh.world, tick))
 
@@ -170,6 +171,8 @@ def distill(config: TrainConfig, mesh: Mesh | None = None, tick: Callable[[], No
             config, model, data, evaluate if heldout else None, unit="nats/token", mesh=mesh, tick=tick, template=talks,
             objective=objective,
         )  # fmt: skip
+        if note:
+            trainer.watch.note(note)
         trainer.watch.note(
             f"teacher {d.teacher or 'the main model itself'}: its {d.top_k} most likely of {model.config.vocab_size} "
             f"tokens, {d.direction} KL"

@@ -16,7 +16,8 @@ from fathom.engine.params import SamplingParams
 from fathom.evals.acceptance import greedy_acceptance
 from fathom.evals.load import expert_load
 from fathom.text.chat import ChatTemplate
-from fathom.text.dataset import open_streams, read_jsonl
+from fathom.text.dataset import open_streams
+from fathom.text.dialogues import read_dialogues
 from fathom.text.tokenizer import Tokenizer
 from fathom.train.evaluate import bits_per_byte, nats_of
 from fathom.train.pretrain import token_stream
@@ -51,11 +52,8 @@ def measure(folder: Path, heldout: str, chats: str, length: int) -> dict[str, An
     """Bits per byte, MTP acceptance on chats and on documents, expert load, answers to SAMPLE_PROMPTS."""
     model = load_model(folder, dtype="float32")
     tokenizer, template = Tokenizer.from_pretrained(folder), ChatTemplate.from_pretrained(folder)
-    prompts = []
-    for record in read_jsonl(chats):
-        prompts.append(template.encode(tokenizer, record["messages"][:-1], tools=record.get("tools")))
-        if len(prompts) == CHATS:
-            break
+    talks = [talk for _, talk in read_dialogues(chats).rows[:CHATS]]
+    prompts = [template.encode(tokenizer, talk.messages[:-1], tools=talk.tools) for talk in talks]
     with tempfile.TemporaryDirectory() as scratch:
         streams = token_stream(folder, model.config, heldout, Path(scratch))
         rows = [torch.from_numpy(stream[:length].astype(np.int64)) for stream in open_streams(streams).values()]

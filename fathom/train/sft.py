@@ -15,8 +15,8 @@ from fathom.config import ModelConfig
 from fathom.parallel.mesh import Mesh
 from fathom.runtime import UserError, progress
 from fathom.text.chat import ChatTemplate
-from fathom.text.chat_messages import normalize_messages
-from fathom.text.dataset import IGNORE, DialogueDataset, Sample, read_jsonl
+from fathom.text.dataset import IGNORE, DialogueDataset, Sample
+from fathom.text.dialogues import Dialogue, read_dialogues
 from fathom.text.mixture import Mixture
 from fathom.text.prefetch import Batches, Prefetched
 from fathom.text.tokenizer import Tokenizer
@@ -29,47 +29,58 @@ from fathom.train.loop import Trainer
 from fathom.train.pretrain import open_tokenizer, start_model, text_rows, token_stream
 
 
-def encode_dialogue(
-    messages: list[dict[str, Any]],
-    template: ChatTemplate,
-    tokenizer: Tokenizer,
-    tools: list[dict[str, Any]] | None = None,
-) -> Sample:
-    """One dialogue as token ids with the assistant's turns marked; `tools`: the functions that it may call.
+def encode_dialogue(dialogue: Dialogue, template: ChatTemplate, tokenizer: Tokenizer) -> list[Sample]:
+    """One dialogue as token ids with the trained turns marked.
 
     Each prefix of the conversation is rendered, so that what is trained on is exactly what follows the prompt of that
-    turn at inference.
+    turn at inference. Where a template writes earlier turns differently later on (thoughts are left out of the
+    history), the later turns are a sample of their own.
     """
+    samples: list[Sample] = []
     ids: list[int] = []
     trained: list[bool] = []
-    for position, message in enumerate(messages):
+    messages, tools = dialogue.messages, dialogue.tools
+    for position, (message, wanted) in enumerate(zip(messages, dialogue.trained, strict=True)):
         if message["role"] != "assistant":
             continue
         if position == 0:
             raise UserError("the dialogue starts with the assistant; put a user or system message before it")
-        prompt = template.encode(tokenizer, messages[:position], tools=tools)
-        whole = template.encode(tokenizer, messages[: position + 1], tools=tools, add_generation_prompt=False)
-        if whole[: len(prompt)] != prompt or prompt[: len(ids)] != ids:
+        thinks = "reasoning_content" in message
+
+        def whole_of(last: dict[str, Any], position: int = position, thinks: bool = thinks) -> list[int]:
+            so_far = [*messages[:position], last]
+            return template.encode(tokenizer, so_far, tools=tools, thinking=thinks, add_generation_prompt=False)
+
+        prompt = template.encode(tokenizer, messages[:position], tools=tools, thinking=thinks)
+        whole = whole_of(message)
+        if whole[: len(prompt)] != prompt:
             raise UserError("the chat template changes earlier turns: this dialogue cannot be trained on turn by turn")
-        trained += [False] * (len(prompt) - len(ids)) + [True] * (len(whole) - len(prompt))
+        if thinks and whole == whole_of({**message, "reasoning_content": ""}):
+            raise UserError(
+                f"message {position}: {template.name} leaves thoughts out; remove it, or name another template"
+            )
+        if prompt[: len(ids)] != ids:
+            samples.append(Sample(ids, trained))
+            ids, trained = [], []
+        trained = trained + [False] * (len(prompt) - len(ids)) + [wanted] * (len(whole) - len(prompt))
         ids = whole
-    return Sample(ids, trained)
+    return [sample for sample in (*samples, Sample(ids, trained)) if any(sample.trained)]
 
 
-def load_samples(path: str, template: ChatTemplate, tokenizer: Tokenizer) -> list[Sample]:
-    """All dialogues of a JSONL file ({"messages": [...], "tools"?: [...]})."""
-    samples, records = [], list(read_jsonl(path))
-    with progress(f"read {Path(path).name}", len(records), "dialogues") as bar:
-        for number, record in enumerate(records, 1):
-            if not isinstance(record.get("messages"), list):
-                raise UserError(f"{path} line {number} has no list 'messages'; SFT wants one dialogue per line")
+def load_samples(path: str, template: ChatTemplate, tokenizer: Tokenizer) -> tuple[list[Sample], str]:
+    """All dialogues of a file (text/dialogues.py says in which shapes), and one line about them."""
+    found = read_dialogues(path)
+    samples: list[Sample] = []
+    with progress(f"read {Path(path).name}", len(found.rows), "dialogues") as bar:
+        for number, dialogue in found.rows:
             try:
-                messages = normalize_messages(record["messages"])
-                samples.append(encode_dialogue(messages, template, tokenizer, record.get("tools")))
+                samples += encode_dialogue(dialogue, template, tokenizer)
             except UserError as error:
                 raise UserError(f"{path} line {number}: {error}") from None
             bar.advance(1)
-    return samples
+    if not samples:
+        raise UserError(f"{path}: every answer of its {len(found.rows)} dialogues is marked as not to be trained on")
+    return samples, f"{path}: {found.note}"
 
 
 def heldout_loss(nats: Nats, data: DialogueDataset, batches: int) -> dict[str, float]:
@@ -107,11 +118,11 @@ def dialogues(
     config: TrainConfig, path: str, model: ModelConfig, tokenizer: Tokenizer, *, rows: int, everywhere: bool = False
 ) -> DialogueDataset:
     """The dialogues of a file, `rows` packed rows per batch. everywhere: trained on all tokens, not answers alone."""
-    samples = load_samples(path, template_of(config), tokenizer)
+    samples, note = load_samples(path, template_of(config), tokenizer)
     if everywhere:
         samples = [Sample(s.ids, [True] * len(s.ids)) for s in samples]
     length, pad = config.data.sequence_length, max(model.pad_token_id or 0, 0)
-    return DialogueDataset(samples, rows=rows, length=length, seed=config.run.seed, pad=pad)
+    return DialogueDataset(samples, rows=rows, length=length, seed=config.run.seed, pad=pad, note=note)
 
 
 def with_text(config: TrainConfig, talks: DialogueDataset, model: ModelConfig, tokenizer: Tokenizer) -> Batches:
@@ -148,6 +159,7 @@ def sft(config: TrainConfig, mesh: Mesh | None = None, tick: Callable[[], None] 
         trainer = Trainer(
             config, model, data, evaluate if heldout else None, unit=unit, mesh=mesh, tick=tick, template=d.template
         )
+        trainer.watch.note(talks.note)
         if talks.left_out:
             trainer.watch.note(
                 f"{talks.left_out} of {talks.left_out + len(talks.samples)} dialogues are left out: more than "

@@ -24,7 +24,7 @@ from fathom.text.tokenizer import Tokenizer
 from fathom.train.config import TrainConfig
 from fathom.train.epochs import check_epochs, epochs
 from fathom.train.pretrain import batches, token_stream
-from fathom.train.sft import encode_dialogue, load_samples
+from fathom.train.sft import load_samples
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_dialogues_with_functions(tokenizer_folder: Path, tmp_path: Path) -> Non
 
     tokenizer, template = Tokenizer.from_pretrained(tokenizer_folder), ChatTemplate.builtin("v3")
     talks = [tool_dialogue(random.Random(k)) for k in range(20)]
-    samples = load_samples(str(write(tmp_path / "sft.jsonl", talks)), template, tokenizer)
+    samples, _ = load_samples(str(write(tmp_path / "sft.jsonl", talks)), template, tokenizer)
     for talk, sample in zip(talks, samples, strict=True):
         trained = tokenizer.decode(
             [i for i, keep in zip(sample.ids, sample.trained, strict=True) if keep], skip_special=False
@@ -155,5 +155,7 @@ def test_dialogues_with_functions(tokenizer_folder: Path, tmp_path: Path) -> Non
             assert f"function<｜tool▁sep｜>{call['name']}\n```json\n{call['arguments']}\n```" in trained
         for tool in talk["tools"]:
             assert json.dumps(tool["function"])[:30] in rest and tool["function"]["description"] not in trained
-    plain = encode_dialogue(talks[0]["messages"], template, tokenizer)
+    (plain,), _ = load_samples(
+        str(write(tmp_path / "plain.jsonl", [{"messages": talks[0]["messages"]}])), template, tokenizer
+    )
     assert len(plain.ids) < len(samples[0].ids) and sum(plain.trained) == sum(samples[0].trained)

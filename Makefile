@@ -4,6 +4,7 @@ PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 VENV   := .venv
 BIN    := $(VENV)/bin
+SAMPLE := "Tell me a short story about a little fish."
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: chat serve test check browser format minnow clean help
@@ -12,7 +13,7 @@ help:            ## show this list
 	@grep -E '^[a-z]+: .*##|^[a-z]+:  *##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
 
 chat: $(VENV)/.installed   ## talk with smol (made at the first start; without network: minnow)
-	@$(BIN)/fathom chat
+	@if [ -t 0 ] && [ -t 1 ]; then $(BIN)/fathom chat; else $(BIN)/fathom chat -p $(SAMPLE) </dev/null; fi
 
 serve: $(VENV)/.installed   ## serve smol (the same): API and chat page on http://127.0.0.1:8000
 	@$(BIN)/fathom serve

@@ -9,10 +9,8 @@ exit code 2; Ctrl-C exits 130, a closed pipe 141. Anything else is a defect and 
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 
@@ -47,9 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader of our output is gone; leave nothing in the buffer for Python to complain about at exit.
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        from fathom.runtime import drop_output
+
+        drop_output()
         return 141
     except Exception as error:
         message = _user_message(error)

@@ -140,6 +140,12 @@ def write_text(path: Path | str, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def drop_output() -> None:
+    """After a BrokenPipeError: the reader of standard output is gone; leave nothing for Python to complain about."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def write_json(path: Path | str, value: Any) -> None:
     """Write a whole JSON file, or nothing."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -3,7 +3,7 @@
 terminal, no -p            a conversation (see /help)
 -p PROMPT                  one answer; text on standard input follows the prompt after a blank line
 no -p, text on stdin       one answer to that text
-neither                    one answer to a sample prompt, speed on standard error: a sign of life for scripts
+neither                    refused: there is nothing to answer
 """
 
 from __future__ import annotations
@@ -21,13 +21,10 @@ from fathom.commands.chat_input import history_path, line_editing, paste_pending
 from fathom.commands.chat_session import ChatSession
 from fathom.engine.defaults import described
 from fathom.engine.llm import LLM
-from fathom.engine.outputs import Delta, Metrics
+from fathom.engine.outputs import Delta
 from fathom.engine.params import SamplingParams
 from fathom.models.default import choose
 from fathom.runtime import UserError
-
-SAMPLE_PROMPT = "Tell me a short story about a little fish."
-SAMPLE_TOKENS = 200
 
 EXAMPLES = """
   fathom chat                                    talk with smol, which is fetched at the first start
@@ -83,25 +80,22 @@ def run(args: Args) -> int:
     session = ChatSession(params, args.system, args.thinking, llm.name)
     if conversation:
         return converse(llm, session)
-    if prompt is None:
-        session.params = params.replace(max_tokens=args.max_tokens or SAMPLE_TOKENS)
+    assert prompt is not None
     return answer_once(llm, session, prompt, as_json=args.json, seed=seed)
 
 
-def one_prompt(prompt: str | None) -> str | None:
-    """-p and standard input as one text; None if there is neither."""
+def one_prompt(prompt: str | None) -> str:
+    """-p and standard input as one text."""
     piped = "" if sys.stdin is None or _is_terminal(sys.stdin) else _read_stdin()
     parts = [part for part in (prompt, piped) if part and part.strip()]
-    if prompt is not None and not parts:
-        raise UserError("the prompt is empty; give -p a text")
-    return "\n\n".join(parts) or None
+    if not parts:
+        raise UserError("the prompt is empty; give -p a text, or pipe one in")
+    return "\n\n".join(parts)
 
 
-def answer_once(llm: LLM, session: ChatSession, prompt: str | None, *, as_json: bool, seed: int) -> int:
+def answer_once(llm: LLM, session: ChatSession, prompt: str, *, as_json: bool, seed: int) -> int:
     """One answer on standard output."""
-    session.ask(prompt or SAMPLE_PROMPT)
-    if prompt is None and not as_json:
-        print(f">>> {SAMPLE_PROMPT}")
+    session.ask(prompt)
     message, last = stream_answer(llm, session, show=not as_json)
     assert last is not None and last.metrics is not None
     metrics = last.metrics
@@ -113,8 +107,6 @@ def answer_once(llm: LLM, session: ChatSession, prompt: str | None, *, as_json: 
         counts = {key: timings.pop(key) for key in ("prompt_tokens", "generated_tokens")}
         result |= {"finish_reason": last.finish_reason, "seed": seed, **counts, "metrics": timings}
         print(json.dumps(result, ensure_ascii=False))
-    if prompt is None:
-        print(speed(metrics), file=sys.stderr)
     return 0
 
 
@@ -194,14 +186,6 @@ def stream_answer(
     if text or (last is not None and last.finish_reason is not None):
         session.answered(message, last.metrics if last else None)
     return message, last
-
-
-def speed(metrics: Metrics) -> str:
-    """One line for people."""
-    return (
-        f"{metrics.generated_tokens} tokens, first after {metrics.time_to_first_token:.2f} s, "
-        f"{metrics.tokens_per_second:.1f} tokens/s"
-    )
 
 
 def printable(text: str) -> str:

@@ -2,6 +2,7 @@
 
 Input: text, one prompt per line; or, if the name ends in .jsonl, one object per line:
     {"prompt": "..."} or {"messages": [...]}, with any sampling field beside it: {"prompt": "...", "temperature": 0}
+An "id" is repeated in the output. Lines for OpenAI's Batch API ({"custom_id", "method", "url", "body"}) are read, too.
 Output: {"index": 0, "request": "<hash>", "prompt_tokens": 9, "generated_tokens": 5, "outputs": [{"text": ...}]}
 and, of a conversation that was answered once, "messages" with the answer at its end: dialogues that a model can be
 trained on (`fathom train sft`, `distill`).
@@ -134,4 +135,4 @@ def record(index: int, request: Request, out: RequestOutput) -> dict[str, Any]:
     whole: dict[str, Any] = {}
     if not isinstance(request.prompt, str) and len(out.outputs) == 1:
         whole["messages"] = [*request.prompt, {"role": "assistant", "content": out.outputs[0].text}]
-    return {"index": index, "request": request.key} | counts | {"outputs": outputs} | whole
+    return {"index": index, **request.name, "request": request.key} | counts | {"outputs": outputs} | whole

@@ -12,6 +12,9 @@ from fathom.engine.params import SamplingParams
 from fathom.engine.sampling import derive_seed
 from fathom.runtime import UserError
 
+BATCH_URLS = ("/v1/chat/completions", "/v1/completions")
+LONGEST_ID = 512
+
 
 @dataclass(frozen=True)
 class Request:
@@ -21,6 +24,7 @@ class Request:
     prompt: str | list[dict[str, Any]]
     params: SamplingParams
     key: str
+    name: dict[str, Any]  # "id" or "custom_id" of the input, repeated in the output
 
 
 def read_requests(path: Path, base: SamplingParams, model: str, *, chat: bool = False) -> list[Request]:
@@ -37,7 +41,7 @@ def read_requests(path: Path, base: SamplingParams, model: str, *, chat: bool = 
     requests = []
     for index, line in enumerate(lines):
         try:
-            prompt, fields = read(line.rstrip("\r"))
+            prompt, fields, name = read(line.rstrip("\r"))
             params = base.replace(**fields)
         except UserError as error:
             raise UserError(f"{path} line {index + 1}: {error}") from None
@@ -45,21 +49,55 @@ def read_requests(path: Path, base: SamplingParams, model: str, *, chat: bool = 
             params = params.replace(seed=derive_seed(base.seed or 0, index))
         if chat and isinstance(prompt, str):
             prompt = [{"role": "user", "content": prompt}]
-        requests.append(Request(index + 1, prompt, params, _key(model, prompt, params)))
+        requests.append(Request(index + 1, prompt, params, _key(model, prompt, params), name))
     return requests
 
 
-def _read_text(line: str) -> tuple[str, dict[str, Any]]:
+Line = tuple[str | list[dict[str, Any]], dict[str, Any], dict[str, Any]]  # prompt, sampling fields, name
+
+
+def _read_text(line: str) -> Line:
     if not line.strip():
         raise UserError("the line is empty; every line must hold a prompt")
-    return line, {}
+    return line, {}, {}
 
 
-def _read_object(line: str) -> tuple[str | list[dict[str, Any]], dict[str, Any]]:
+def _read_object(line: str) -> Line:
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise UserError(f"not valid JSON ({error})") from None
+    if isinstance(fields, dict) and "body" in fields:
+        return _read_batch(fields)
+    name = {"id": fields.pop("id")} if isinstance(fields, dict) and "id" in fields else {}
+    return (*_prompt_of(fields), _checked(name))
+
+
+def _read_batch(line: dict[str, Any]) -> Line:
+    """A line for OpenAI's Batch API. `model` in it is not used: the command names the model."""
+    unknown = sorted(line.keys() - {"custom_id", "method", "url", "body"})
+    if unknown or line.get("method", "POST") != "POST" or line.get("url", BATCH_URLS[0]) not in BATCH_URLS:
+        odd = f"the field {unknown[0]!r}" if unknown else f"{line.get('method', 'POST')} {line.get('url', '')}"
+        raise UserError(f"a batch line has custom_id, body and POST to {' or '.join(BATCH_URLS)}, not {odd}")
+    body = dict(line["body"]) if isinstance(line["body"], dict) else line["body"]
+    if isinstance(body, dict):
+        body.pop("model", None)
+        if "max_completion_tokens" in body:
+            body["max_tokens"] = body.pop("max_completion_tokens")
+        if body.pop("stream", False):
+            raise UserError("stream has no effect in a batch; leave it out")
+    name = {"custom_id": line["custom_id"]} if "custom_id" in line else {}
+    return (*_prompt_of(body), _checked(name))
+
+
+def _checked(name: dict[str, Any]) -> dict[str, Any]:
+    for key, value in name.items():
+        if not isinstance(value, str | int) or len(str(value)) > LONGEST_ID:
+            raise UserError(f"{key} must be a number or a text of at most {LONGEST_ID} characters")
+    return name
+
+
+def _prompt_of(fields: Any) -> tuple[str | list[dict[str, Any]], dict[str, Any]]:
     if not isinstance(fields, dict) or ("prompt" in fields) == ("messages" in fields):
         raise UserError('it must be an object with either "prompt" or "messages"')
     prompt = fields.pop("prompt", None)

@@ -36,7 +36,7 @@ from fathom.engine.sampling import derive_seed
 from fathom.model.transformer import DeepseekV3
 from fathom.parallel.launch import Place, Ranks, join
 from fathom.parallel.watch import LostRank
-from fathom.runtime import UserError, pick_dtype
+from fathom.runtime import UserError, drop_output, pick_dtype
 
 OFFICIAL_SEED = 965
 
@@ -67,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         params = check(args)
         with join(Place.from_env(), args.device, args.timeout_seconds) as ranks:
             run(ranks, args, params)
+            sys.stdout.flush()
     except LostRank as lost:
         if lost.speaks:
             complain(lost)
@@ -75,6 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return complain(error) if speaks else 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # whoever read our output is gone
+        drop_output()
+        return 141
     return 0
 
 

@@ -229,3 +229,30 @@ def test_answered_conversations_can_be_trained_on(tiny_folder, tmp_path):
     first, *others = (json.loads(line) for line in out.read_text().splitlines())
     assert first["messages"] == [*talk, {"role": "assistant", "content": first["outputs"][0]["text"]}]
     assert not any("messages" in line for line in others)
+
+
+def test_names_of_lines_come_back_and_batch_lines_are_read(work, tmp_path, capsys):
+    """{"custom_id", "method", "url", "body"} as for OpenAI's Batch API: the same answer as the plain line."""
+    chat = [{"role": "user", "content": "sing"}]
+    body = {"model": "gpt", "messages": chat, "temperature": 0, "max_completion_tokens": 5}
+    lines = [
+        {"id": "first", "messages": chat, "temperature": 0, "max_tokens": 5},
+        {"custom_id": "second", "method": "POST", "url": "/v1/chat/completions", "body": body},
+        {"id": 3, "prompt": "sing"},
+        {"prompt": "sing"},
+    ]
+    source = tmp_path / "in.jsonl"
+    source.write_text("\n".join(map(json.dumps, lines)))
+    assert work(input_file=source) == 0
+    first, second, third, fourth = (json.loads(line) for line in work.out.read_text().splitlines())
+    assert first["id"] == "first" and second["custom_id"] == "second" and third["id"] == 3 and "id" not in fourth
+    assert first["outputs"] == second["outputs"] and first["request"] != third["request"]
+    for odd, word in (
+        ({"custom_id": "a", "url": "/v1/embeddings", "body": body}, "not POST /v1/embeddings"),
+        ({"custom_id": "a", "body": body, "priority": 1}, "not the field 'priority'"),
+        ({"body": {**body, "stream": True}}, "stream has no effect"),
+        ({"id": ["a"], "prompt": "x"}, "id must be a number or a text"),
+    ):
+        source.write_text(json.dumps(odd))
+        assert work(input_file=source, output="other.jsonl") == 2
+        refused(capsys, "line 1", word)

@@ -169,6 +169,35 @@ def read_json(path: Path | str) -> Any:
         raise UserError(f"{path} is nested too deeply to be a real JSON file of this kind") from None
 
 
+@contextlib.contextmanager
+def locked(folder: Path, who: str) -> Iterator[None]:
+    """Hold `folder`, which is made if need be, for one process; a UserError if another one, `who`, is there.
+
+    The kernel lets go with the process. A folder that was made and is still empty at the end is removed again.
+    """
+    import fcntl
+
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise UserError(f"{folder} is a file; give a folder") from None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{who} is writing to {folder}; wait or choose another folder") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(descriptor)
+        if made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
 def disk_free(path: Path | str) -> int:
     """Bytes free on the file system that holds `path` (or its nearest existing parent)."""
     path = Path(path).absolute()

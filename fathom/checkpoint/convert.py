@@ -18,12 +18,12 @@ from typing import NoReturn
 
 import torch
 
-from fathom.checkpoint.manifest import Manifest, identity_of, locked, look
+from fathom.checkpoint.manifest import Manifest, identity_of, look
 from fathom.checkpoint.plan import Options, Plan, make_plan
 from fathom.checkpoint.reader import Checkpoint, open_checkpoint
 from fathom.checkpoint.safetensors_io import FileReader, read_header
 from fathom.checkpoint.writer import copy_side_files, write_file
-from fathom.runtime import UserError, progress, require_disk, write_json
+from fathom.runtime import UserError, locked, progress, require_disk, write_json
 
 QUIET_SECONDS = 30.0
 
@@ -60,18 +60,12 @@ def convert(
     _check_apart(source, destination)
     with open_checkpoint(source, config_file) as checkpoint:
         plan = make_plan(checkpoint, options)
-        existed = destination.exists()
-        try:
-            with locked(destination):
-                manifest = look(destination, identity_of(checkpoint, options), plan.sizes(), overwrite)
-                written = _write_all(checkpoint, plan, manifest)
-                if verify:
-                    _verify_all(plan, destination)
-                manifest.close()
-        except BaseException:
-            if not existed and destination.exists() and not any(destination.iterdir()):
-                destination.rmdir()
-            raise
+        with locked(destination, "another conversion"):
+            manifest = look(destination, identity_of(checkpoint, options), plan.sizes(), overwrite)
+            written = _write_all(checkpoint, plan, manifest)
+            if verify:
+                _verify_all(plan, destination)
+            manifest.close()
     total = sum(plan.sizes().values())
     return Result(len(plan.shards), total, written, time.monotonic() - began, verify, plan.notes)
 

@@ -24,7 +24,11 @@ LEAVES: dict[str, str] = {  # the last part of a tensor's name, which no checkpo
 
 
 def refuse_by_files(folder: Path) -> None:
-    """ModelOpt's own file says the format even where `config.json` does not."""
+    """ModelOpt's own file says the format even where `config.json` does not; a training run is no model."""
+    if (folder / "checkpoints").is_dir() and not any(folder.glob("*.safetensors")):
+        export = folder / "export"
+        hint = f"give {export}" if export.is_dir() else f"write its model with `fathom train export {folder} --to DIR`"
+        raise UserError(f"{folder} is the folder of a training run, not a model; {hint}")
     path = folder / MODELOPT_FILE
     if path.exists():
         data = read_json(path)

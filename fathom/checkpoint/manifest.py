@@ -8,11 +8,7 @@ cheap, and any other tensor, shape or place shows, and other weights of the same
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,20 +90,3 @@ def look(folder: Path, identity: dict[str, Any], sizes: dict[str, int], overwrit
         raise UserError(f"{folder} is not empty; choose another folder, or --overwrite to replace the checkpoint in it")
     old = [*folder.glob("*.safetensors"), folder / INDEX, folder / "config.json", folder / "demo_config.json", path]
     return Manifest(folder, identity, sizes, [], [p for p in old if p.exists()])
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder` for one conversion at a time."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another conversion is writing to {folder}; wait or choose another folder") from None
-        except OSError:
-            pass  # a file system without locks
-        yield
-    finally:
-        os.close(descriptor)

@@ -25,7 +25,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from fathom.commands.generate_files import Request, read_done, read_requests
+from fathom.commands.generate_files import Request, only_writer, read_done, read_requests
 from fathom.engine.defaults import FIELDS, default_sampling
 from fathom.engine.llm import LLM
 from fathom.engine.outputs import RequestOutput
@@ -110,14 +110,19 @@ def answer_all(llm: LLM, requests: list[Request], output: Path, done: int, keep:
     if done:
         print(f"{output}: {done} of {len(requests)} answers are there already", file=sys.stderr)
     output.parent.mkdir(parents=True, exist_ok=True)
-    with open(output, "ab") as file, progress("generate", len(requests), unit="prompts") as bar:
+    with (
+        open(output, "ab", buffering=0) as file,  # a full disk must not be met once more when it is closed
+        only_writer(file, output),
+        progress("generate", len(requests), unit="prompts") as bar,
+    ):
         file.truncate(keep)
         bar.advance(done)
         left = requests[done:]
         answers = llm.each([request.prompt for request in left], [request.params for request in left])
         for index, (request, out) in enumerate(zip(left, answers, strict=True), start=done):
-            file.write(json.dumps(record(index, request, out), ensure_ascii=False).encode() + b"\n")
-            file.flush()
+            line = memoryview(json.dumps(record(index, request, out), ensure_ascii=False).encode() + b"\n")
+            while line:
+                line = line[file.write(line) :]
             os.fsync(file.fileno())  # an answer that took seconds to make is worth a write
             bar.advance(1)
 

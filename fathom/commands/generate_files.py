@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from fathom.engine.params import SamplingParams
 from fathom.engine.sampling import derive_seed
@@ -149,3 +153,19 @@ def _done_key(index: int, line: bytes) -> str:
     if not isinstance(found, dict) or found.get("index") != index or not isinstance(found.get("request"), str):
         raise UserError(f"its line {index + 1} was not written by fathom generate")
     return str(found["request"])
+
+
+@contextmanager
+def only_writer(file: BinaryIO, path: Path) -> Iterator[None]:
+    """Hold the output for one run; a full disk names it."""
+    with suppress(OSError):  # a file system without locks
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another run is writing to {path}; wait or choose another output file") from None
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(f"{path}: {error.strerror}; make room and start again: what is there is kept") from None

@@ -129,6 +129,8 @@ class Export:
     """The moving average of the weights (optim.ema_decay) in place of the weights."""
     lora: Literal["merge", "adapter"] = "merge"
     """Adapters added to the weights, or alone, in PEFT's format."""
+    overwrite: bool = False
+    """Replace what lies in FOLDER."""
 
 
 def _export(argv: list[str]) -> int:
@@ -137,6 +139,8 @@ def _export(argv: list[str]) -> int:
     args = parse_flags(Export, "fathom train export", argv)
     if not (args.run / "config.json").exists():
         raise UserError(f"{args.run} is not the folder of a run: it has no config.json")
+    if args.to.exists() and not args.overwrite and (not args.to.is_dir() or any(args.to.iterdir())):
+        raise UserError(f"{args.to} is there and not empty; give --overwrite to replace it, or another folder")
     if args.lora == "adapter":
         export_run_adapters(args.run, args.to, step=args.step, ema=args.ema)
     else:

@@ -53,6 +53,7 @@ class Place:
         if size < 1:
             raise UserError(f"WORLD_SIZE is {size}; it must be at least 1")
         if size == 1:
+            _alone(env)
             return cls(local_rank=_number(env, "LOCAL_RANK", 0))
         rank, port = _number(env, "RANK"), _number(env, "MASTER_PORT")
         if not 0 <= rank < size:
@@ -63,6 +64,19 @@ class Place:
             raise UserError(f"WORLD_SIZE is {size}, but MASTER_ADDR is not set; start with torchrun, which sets it")
         hosted = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         return cls(rank, size, _number(env, "LOCAL_RANK", rank), env["MASTER_ADDR"], port, hosted)
+
+
+STEPS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")  # how many a cluster's starter started
+
+
+def _alone(env: Mapping[str, str]) -> None:
+    """Refuse to be one of several processes that do not know of each other: all of them would do the whole work."""
+    for name in STEPS:
+        if env.get(name, "").isdecimal() and int(env[name]) > 1 and "WORLD_SIZE" not in env:
+            raise UserError(
+                f"{name} says that {env[name]} processes were started, but WORLD_SIZE and RANK are not set, so each "
+                "would do the whole work; start one torchrun on each host, or set them"
+            )
 
 
 def _number(env: Mapping[str, str], name: str, default: int | None = None) -> int:

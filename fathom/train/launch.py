@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
-from fathom.parallel.launch import Place, Ranks, join
+from fathom.parallel.launch import Place, join
 from fathom.parallel.mesh import Mesh, make_mesh
 from fathom.parallel.watch import LostRank
-from fathom.runtime import UserError
+from fathom.runtime import UserError, locked
 from fathom.train.config import TrainConfig
 from fathom.train.parts import layout_of
 
@@ -26,12 +27,19 @@ def launch(config: TrainConfig, run: Runner) -> int:
     place = Place.from_env()
     if place.size == 1:
         layout_of(config, 1)  # a recipe for several processes, started as one
-        print(f"done: {run(config, None, lambda: None)}", file=sys.stderr)
+        with locked(Path(config.run.out), "another run"):
+            print(f"done: {run(config, None, lambda: None)}", file=sys.stderr)
         return 0
     speaks = os.environ.get("RANK", "0") == "0"
     try:
-        with join(place, timeout=config.parallel.timeout_s) as ranks:
-            mesh = ranks.prepare("choice of layout", lambda: _mesh(config, ranks))
+        with join(place, timeout=config.parallel.timeout_s) as ranks, ExitStack() as held:
+
+            def prepare() -> Mesh:
+                if ranks.rank == 0:  # for all of them: the folder is the same
+                    held.enter_context(locked(Path(config.run.out), "another run"))
+                return make_mesh(layout_of(config, ranks.size), ranks.device, timeout=config.parallel.timeout_s)
+
+            mesh = ranks.prepare("choice of layout", prepare)
             out = run(config, mesh, ranks.watch.tick)
             ranks.meet("end of the run")
     except LostRank as lost:
@@ -45,7 +53,3 @@ def launch(config: TrainConfig, run: Runner) -> int:
     if speaks:
         print(f"done: {out}", file=sys.stderr)
     return 0
-
-
-def _mesh(config: TrainConfig, ranks: Ranks) -> Mesh:
-    return make_mesh(layout_of(config, ranks.size), ranks.device, timeout=config.parallel.timeout_s)

@@ -22,7 +22,7 @@ from fathom.checkpoint.plan import Options
 from fathom.checkpoint.reader import load_model
 from fathom.checkpoint.writer import save_model
 from fathom.config import ModelConfig
-from fathom.runtime import UserError
+from fathom.runtime import UserError, locked
 
 
 @pytest.mark.parametrize("scale_fmt", [None, "ue8m0"])
@@ -254,7 +254,7 @@ def test_destinations_that_cannot_be(tmp_path: Path) -> None:
 
 def test_two_at_once_are_refused(tmp_path: Path) -> None:
     a = saved(tmp_path / "a", TINY_V3)
-    with convert_module.locked(tmp_path / "b"), pytest.raises(UserError, match="another conversion is writing"):
+    with locked(tmp_path / "b", "another conversion"), pytest.raises(UserError, match="another conversion is writing"):
         convert(a, tmp_path / "b", Options("fp8"))
 
 

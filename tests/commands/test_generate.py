@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import subprocess
 import sys
@@ -88,7 +90,7 @@ def test_killed_and_resumed_equals_uninterrupted(work, tmp_path):
     slow = (
         "import sys, time, fathom.commands.generate as g\n"
         "real = g.record\n"
-        "def record(*a):\n    time.sleep(0.3)\n    return real(*a)\n"
+        "def record(index, *a):\n    time.sleep(60 if index == 4 else 0)\n    return real(index, *a)\n"
         "g.record = record\n"
         "from fathom.cli import main\nsys.exit(main(sys.argv[1:]))\n"
     )
@@ -256,3 +258,24 @@ def test_names_of_lines_come_back_and_batch_lines_are_read(work, tmp_path, capsy
         source.write_text(json.dumps(odd))
         assert work(input_file=source, output="other.jsonl") == 2
         refused(capsys, "line 1", word)
+
+
+def test_one_writer_and_a_full_disk(work, capsys, monkeypatch):
+    work.out.write_bytes(b"")
+    with open(work.out, "ab") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert work() == 2
+        refused(capsys, "another run is writing to", work.out)
+
+    calls = []
+
+    def fsync(_):
+        calls.append(1)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command.os, "fsync", fsync)
+        assert work() == 2
+    refused(capsys, work.out, "No space left on device", "make room")
+    assert work() == 0 and [json.loads(line)["index"] for line in work.out.read_text().splitlines()] == list(range(6))

@@ -62,6 +62,13 @@ def test_bad_environment(change: dict[str, str], message: str) -> None:
         Place.from_env(ENV | change)
 
 
+@pytest.mark.parametrize("name", ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
+def test_one_of_several_that_do_not_know_of_each_other(name: str) -> None:
+    with pytest.raises(UserError, match=f"{name} says that 4 processes were started"):
+        Place.from_env({name: "4"})
+    assert Place.from_env({name: "1"}) == Place() and Place.from_env(ENV | {name: "4"}).size == 4
+
+
 def test_all_meet() -> None:
     order: list[str] = []
 

@@ -17,7 +17,7 @@ from tiny_workshop import Workshop, text, write
 from fathom import cli
 from fathom.checkpoint.reader import load_model
 from fathom.checkpoint.store import read_whole
-from fathom.runtime import UserError
+from fathom.runtime import UserError, locked
 from fathom.text.batch import IGNORE, digest
 from fathom.text.chat import ChatTemplate
 from fathom.text.tokenizer import Tokenizer
@@ -69,6 +69,27 @@ def test_a_mistake_is_said_once(done: Workshop, tmp_path: Path) -> None:
     ended = run(2, command, *argv, "--parallel.pipeline", "3", folder=tmp_path, limit=300.0)
     assert [rank.code for rank in ended.values()] == [2, 2]
     assert ended[0].err.count("fathom: error: ") == 1 and "parallel.pipeline 3" in ended[0].err and not ended[1].err
+
+
+def test_a_run_folder_belongs_to_one_run(done: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    argv = ["train", "pretrain", str(done.folder / "pretrain.toml"), "--run.out", str(out)]
+    with locked(out, "somebody"):
+        assert cli.main(argv) == 2
+        assert f"another run is writing to {out}" in capsys.readouterr().err
+    assert not out.exists()  # nothing was left behind
+    assert cli.main([*argv, "--data.train", str(tmp_path / "nothing.jsonl")]) == 2
+    assert not out.exists()
+
+
+def test_an_export_replaces_nothing_unasked(done: Workshop, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "thesis.tex").write_text("years")
+    argv = ["train", "export", str(done.folder / "pretrain"), "--to", str(tmp_path / "there")]
+    assert cli.main(argv) == 2 and "give --overwrite" in capsys.readouterr().err
+    assert cli.main([*argv, "--overwrite"]) == 0
+    with pytest.raises(UserError, match=r"is the folder of a training run, not a model; give .*/export"):
+        load_model(done.folder / "pretrain")
 
 
 def test_any_checkpoint_can_be_exported(done: Workshop, tmp_path: Path) -> None:
@@ -357,7 +378,7 @@ def test_mistakes_are_one_line(workshop: Workshop, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ('{"source": "a", "text": "b"}', "no list 'messages'"),
+        ('{"source": "a", "text": "b"}', "its fields are source, text"),
         ('{"messages": [{"role": "boss", "content": "x"}]}', "boss"),
     ],
 )

@@ -297,5 +297,5 @@ def test_fewer_rows_than_a_batch() -> None:
 def test_dialogues_that_do_not_fit() -> None:
     long = Sample(list(range(17)), [True] * 17)
     assert len(make([*dialogues(20), long, Sample([1], [True])]).samples) == 20
-    with pytest.raises(UserError, match=r"none of 1 dialogues fits into 16 tokens; raise data\.sequence_length"):
+    with pytest.raises(UserError, match=r"none of 1 dialogues fits into 16 tokens, the shortest has 17; raise data"):
         make([long])

@@ -18,7 +18,7 @@ LEAVES: dict[str, str] = {  # the last part of a tensor's name, which no checkpo
     "qweight": "GPTQ or AWQ",
     "weight_packed": "compressed-tensors",
     "absmax": "bitsandbytes",
-    "weight_blocks": "MXFP4",
+    "gate_up_proj_blocks": "MXFP4",
     "scales": "MLX",
 }
 

@@ -78,7 +78,7 @@ class Report:
 
 
 def inspect(folder: Path, deep: bool = False) -> Report:
-    """Describe the checkpoint in `folder`; `deep` reads all values and lists tensors with such as are no numbers."""
+    """Describe the checkpoint in `folder`; `deep` also reads all values and lists tensors with NaN or infinite ones."""
     with FileReader() as reader:
         found, checked = examine(folder, reader)
         numbers = _damaged(checked.weights.values()) if deep else []
@@ -107,7 +107,7 @@ def inspect(folder: Path, deep: bool = False) -> Report:
 
 
 def _damaged(weights: Iterable[StoredWeight]) -> list[str]:
-    """A line for every tensor with values or scales that are no numbers. Reads everything."""
+    """A line for every tensor with NaN or infinite values or a bad scale. Reads everything."""
     weights, lines = list(weights), []
     with progress("reading", sum(w.spec.numel for w in weights), unit="parameters") as bar:
         for stored in weights:

@@ -78,9 +78,8 @@ def run(args: Args) -> int:
         print(f"fathom: {llm.template.note}", file=sys.stderr)
     params = llm.sampling.replace(**given)
     session = ChatSession(params, args.system, args.thinking, llm.name)
-    if conversation:
+    if prompt is None:
         return converse(llm, session)
-    assert prompt is not None
     return answer_once(llm, session, prompt, as_json=args.json, seed=seed)
 
 

@@ -7,7 +7,7 @@ own words, to train its MTP module on (text/prompts.py).
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
@@ -119,6 +119,13 @@ class CorpusDocuments:
                 raise UserError(f"--{name} is {value:g}; give millions of characters, above 0 and at most 1,000,000")
         if not self.corpus.is_file():
             raise UserError(f"{self.corpus} is no file; give the train.jsonl of `fathom corpus build`")
+        files = [path.resolve() for path in (self.corpus, self.out, self.heldout) if path is not None]
+        if len(set(files)) < len(files):
+            raise UserError("--corpus, --out and --heldout must be different files")
+        default = {f.name: f.default for f in fields(self)}
+        for name in ("heldout_sources", "heldout_megabytes"):
+            if self.heldout is None and getattr(self, name) != default[name]:
+                raise UserError(f"--{name.replace('_', '-')} has no effect without --heldout; name that file, too")
         measured = tuple(self.heldout_sources.split(",")) if self.heldout else ()
         characters = round(self.megabytes * 1e6)
         picked = Selection(self.corpus, _shares(self.shares), characters, measured=measured, seed=self.seed)

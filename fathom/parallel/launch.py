@@ -66,12 +66,12 @@ class Place:
         return cls(rank, size, _number(env, "LOCAL_RANK", rank), env["MASTER_ADDR"], port, hosted)
 
 
-STEPS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")  # how many a cluster's starter started
+STARTED = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")  # processes of this job, as cluster starters say
 
 
 def _alone(env: Mapping[str, str]) -> None:
     """Refuse to be one of several processes that do not know of each other: all of them would do the whole work."""
-    for name in STEPS:
+    for name in STARTED:
         if env.get(name, "").isdecimal() and int(env[name]) > 1 and "WORLD_SIZE" not in env:
             raise UserError(
                 f"{name} says that {env[name]} processes were started, but WORLD_SIZE and RANK are not set, so each "

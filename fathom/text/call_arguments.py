@@ -20,6 +20,7 @@ class Arguments(str):
         if parsed is None:
             try:
                 parsed = json.loads(text)
+                json.dumps(parsed, ensure_ascii=False).encode()  # an escape may spell half a character
             except (ValueError, RecursionError):
                 parsed = text
         self.parsed = parsed

@@ -33,14 +33,19 @@ __all__ = [
 
 
 def read_jsonl(path: Path | str) -> Iterator[dict[str, Any]]:
-    """The objects of a JSONL file, or of the array that a `.json` file is; a broken one is an error that names it.
+    """The objects of a file; see `read_placed`."""
+    return (record for _, record in read_placed(path))
 
-    Empty lines and a byte-order mark are passed over.
+
+def read_placed(path: Path | str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("line 7", object) for each line of a JSONL file, or ("item 7", object) of the array that a `.json` file is.
+
+    A broken one is an error that names it. Empty lines and a byte-order mark are passed over.
     """
     try:
         with open(path, encoding="utf-8-sig") as lines:
             if Path(path).suffix == ".json":
-                yield from _array(path, lines.read())
+                yield from ((f"item {number}", each) for number, each in enumerate(_array(path, lines.read()), 1))
                 return
             for number, line in enumerate(lines, 1):
                 if not line.strip():
@@ -51,7 +56,7 @@ def read_jsonl(path: Path | str) -> Iterator[dict[str, Any]]:
                     raise UserError(f"{path} line {number} is not JSON ({error}); fix or remove it") from None
                 if not isinstance(record, dict):
                     raise UserError(f"{path} line {number} holds a {type(record).__name__}, not an object")
-                yield record
+                yield f"line {number}", record
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; check the path") from None
     except UnicodeDecodeError as error:

@@ -21,7 +21,7 @@ from typing import Any
 from fathom.runtime import UserError
 from fathom.text.chat_messages import Message, normalize_messages, normalize_tools
 from fathom.text.chat_tokens import END_THINK, THINK
-from fathom.text.dataset import read_jsonl
+from fathom.text.dataset import read_placed
 
 SHAREGPT_ROLES = {
     "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant",
@@ -47,9 +47,9 @@ class Dialogue:
 
 @dataclass
 class Dialogues:
-    """The dialogues of a file by line number, and what was recognised in it."""
+    """The dialogues of a file by their place in it ("line 7"), and what was recognised in it."""
 
-    rows: list[tuple[int, Dialogue]] = field(default_factory=list)
+    rows: list[tuple[str, Dialogue]] = field(default_factory=list)
     shapes: Counter[str] = field(default_factory=Counter)
     unused: set[str] = field(default_factory=set)
 
@@ -66,15 +66,15 @@ class Dialogues:
 
 
 def read_dialogues(path: Path | str) -> Dialogues:
-    """All dialogues of a JSONL file or of a JSON array; whatever is wrong names the line."""
+    """All dialogues of a JSONL file or of a JSON array; whatever is wrong names its place."""
     found = Dialogues()
-    for number, row in enumerate(read_jsonl(path), 1):
+    for place, row in read_placed(path):
         try:
             shape, dialogue = _dialogue(row, found.unused)
         except UserError as error:
-            raise UserError(f"{path} line {number}: {error}") from None
+            raise UserError(f"{path} {place}: {error}") from None
         found.shapes[shape] += 1
-        found.rows.append((number, dialogue))
+        found.rows.append((place, dialogue))
     if not any(_answers(m) for _, d in found.rows for m in d.messages):
         raise UserError(f"{path}: no assistant turn in {len(found.rows)} dialogues; there is nothing to train on")
     return found
@@ -137,7 +137,7 @@ def _sharegpt(row: dict[str, Any]) -> list[dict[str, Any]]:
         if role is None:
             raise UserError(f"conversations[{index}] is from {said!r}; use {', '.join(SHAREGPT_ROLES)}")
         value = turn.pop("value", None)
-        if said == "function_call":
+        if str(said).lower() == "function_call":
             try:
                 call = json.loads(value)
                 function = {"name": call["name"], "arguments": call["arguments"]}
@@ -209,5 +209,7 @@ def _thought(message: dict[str, Any]) -> None:
         message["content"] = rest.lstrip("\n")
     if len(found) > 1:
         raise UserError("an answer has its thought twice; leave one of them")
+    if found and message.get("role") != "assistant":
+        raise UserError(f"a thought stands in a turn of {message.get('role')!r}; only the assistant's are trained on")
     if found:
         message["reasoning_content"] = found[0]

@@ -72,11 +72,11 @@ def load_samples(path: str, template: ChatTemplate, tokenizer: Tokenizer) -> tup
     found = read_dialogues(path)
     samples: list[Sample] = []
     with progress(f"read {Path(path).name}", len(found.rows), "dialogues") as bar:
-        for number, dialogue in found.rows:
+        for place, dialogue in found.rows:
             try:
                 samples += encode_dialogue(dialogue, template, tokenizer)
             except UserError as error:
-                raise UserError(f"{path} line {number}: {error}") from None
+                raise UserError(f"{path} {place}: {error}") from None
             bar.advance(1)
     if not samples:
         raise UserError(f"{path}: every answer of its {len(found.rows)} dialogues is marked as not to be trained on")

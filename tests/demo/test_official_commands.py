@@ -50,6 +50,8 @@ def test_convert(fp8: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert not any(name.startswith("layers.2.") for name in ranks[0])
     assert (tmp_path / "d" / "tokenizer.json").exists()
     assert "2 files" in capsys.readouterr().out
+    assert convert.main([*flags[:2], "--save-path", str(tmp_path / "m"), *flags[4:], "--mtp"]) == 0
+    assert any(name.startswith("layers.2.") for name in load_file(tmp_path / "m" / "model0-mp2.safetensors"))
 
 
 def test_wrong_number_of_experts(fp8: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

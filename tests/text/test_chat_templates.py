@@ -105,6 +105,9 @@ def test_cut_and_empty_arguments():
         V3.render([user("q"), {"role": "assistant", "tool_calls": call(name="f", arguments=a)}]) for a in ("", None, {})
     ]
     assert len(set(none)) == 1 and "{}" in none[0]
+    half = [user("q"), {"role": "assistant", "tool_calls": call(name="f", arguments='{"x": "\\ud800"}')}]
+    tojson = ChatTemplate("{{ messages[1].tool_calls[0].function.arguments | tojson }}")
+    assert tojson.render(half).encode() and "\\ud800" in V3.render(half)
     with pytest.raises(UserError, match="not valid JSON, and the template needs an object"):
         ChatTemplate("{{ messages[1].tool_calls[0].function.arguments.items() }}").render(cut)
 

@@ -57,9 +57,12 @@ def test_the_command_writes_both_files(corpus, tmp_path, capsys):
         (["--shares", "first=nan"], "a share above 0"),
         (["--shares", "fourth=1"], "no documents of fourth"),
         (["--megabytes", "0"], "--megabytes is 0"),
+        (["--heldout-sources", "third"], "--heldout-sources has no effect without --heldout"),
+        (["--heldout", "CORPUS"], "must be different files"),
     ],
 )
 def test_refused(corpus, tmp_path, capsys, flags, said):
+    flags = [str(corpus) if flag == "CORPUS" else flag for flag in flags]
     assert cli(["corpus", "documents", "--corpus", str(corpus), "--out", str(tmp_path / "out.jsonl"), *flags]) == 2
     assert said in capsys.readouterr().err and not (tmp_path / "out.jsonl").exists()
 

@@ -135,6 +135,9 @@ def test_empty_lines_and_a_byte_order_mark_are_passed_over(tokenizer: Tokenizer,
     path = tmp_path / "data.jsonl"
     path.write_text("\ufeff" + json.dumps({"messages": TALK}) + "\n\n  \n" + json.dumps({"messages": TALK}) + "\n\n")
     assert len(load_samples(str(path), ChatTemplate.builtin("v3"), tokenizer)[0]) == 2
+    path.write_text(path.read_text() + "{}\n")
+    with pytest.raises(UserError, match=r"data\.jsonl line 6: it has no messages"):
+        read_dialogues(path)
 
 
 @pytest.mark.parametrize("mask", [{"weight": 0}, {"loss": False}, {"weight": 0.0, "loss": False}])
@@ -206,6 +209,7 @@ def test_sharegpt_calls(tmp_path: Path) -> None:
         ({"messages": [TALK[1], {"role": "assistant", "content": "<think>hm"}]}, "never closes it"),
         ({"messages": [TALK[1], TALK[2] | {"reasoning": "a", "thinking": "b"}]}, "its thought twice"),
         ({"messages": [TALK[1], TALK[2] | {"reasoning": "a"}]}, "leaves thoughts out"),
+        ({"messages": [TALK[1] | {"thinking": "a"}, TALK[2]]}, "a thought stands in a turn of 'user'"),
     ],
 )
 def test_what_cannot_be_followed_is_refused(

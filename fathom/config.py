@@ -18,7 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fathom.config_checks import check, is_int, is_number, one_of
+from fathom.config_rope import RopeScaling, read_rope
 from fathom.runtime import UserError, read_json
+
+__all__ = ["ARCHITECTURES", "UNREAD", "ModelConfig", "QuantizationConfig", "RopeScaling"]
 
 ARCHITECTURES = {
     "deepseek_v3": "DeepseekV3ForCausalLM",
@@ -28,44 +32,6 @@ ARCHITECTURES = {
 UNREAD = (
     "which is not read; Fathom reads FP32, BF16, FP16 and blocks of FP8: take the checkpoint that this one was made of"
 )
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """YaRN (report section 4.3): only the `qk_rope_head_dim` part is rescaled."""
-
-    factor: float = 40.0
-    original_max_position_embeddings: int = 4096
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    mscale: float = 1.0
-    mscale_all_dim: float = 0.0
-
-    def __post_init__(self) -> None:
-        _check(self.factor >= 1, "rope_scaling.factor", self.factor, "at least 1")
-        _check(self.original_max_position_embeddings >= 1, "rope_scaling.original_max_position_embeddings",
-               self.original_max_position_embeddings, "at least 1")  # fmt: skip
-        fast, slow = self.beta_fast, self.beta_slow  # Kimi-K2 has 1 and 1
-        _check(fast >= slow > 0, "rope_scaling.beta_fast", fast, f"at least beta_slow {slow}, and that above 0")
-
-    @property
-    def rope_amplitude(self) -> float:
-        """Factor on cos and sin: mscale(factor, mscale) / mscale(factor, mscale_all_dim); 1.0 for every release.
-
-        Where one of the two is 0 (absent from a file) it is mscale(factor, 1), as transformers has it.
-        """
-        if self.mscale and self.mscale_all_dim:
-            return _yarn_mscale(self.factor, self.mscale) / _yarn_mscale(self.factor, self.mscale_all_dim)
-        return _yarn_mscale(self.factor, 1.0)
-
-    @property
-    def softmax_factor(self) -> float:
-        """Factor on the whole attention logit, the part without RoPE included: mscale(factor, mscale_all_dim)^2."""
-        return _yarn_mscale(self.factor, self.mscale_all_dim) ** 2 if self.mscale_all_dim else 1.0
-
-
-def _yarn_mscale(factor: float, mscale: float) -> float:
-    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
 @dataclass(frozen=True)
@@ -79,12 +45,12 @@ class QuantizationConfig:
     quant_method: str = "fp8"
 
     def __post_init__(self) -> None:
-        _one_of("quantization_config.quant_method", self.quant_method, ("fp8",))
-        _one_of("quantization_config.fmt", self.fmt, ("e4m3",))
-        _one_of("quantization_config.activation_scheme", self.activation_scheme, ("dynamic",))
-        _one_of("quantization_config.scale_fmt", self.scale_fmt, (None, "ue8m0"))
+        one_of("quantization_config.quant_method", self.quant_method, ("fp8",))
+        one_of("quantization_config.fmt", self.fmt, ("e4m3",))
+        one_of("quantization_config.activation_scheme", self.activation_scheme, ("dynamic",))
+        one_of("quantization_config.scale_fmt", self.scale_fmt, (None, "ue8m0"))
         block = self.weight_block_size
-        _check(isinstance(block, tuple) and len(block) == 2 and all(_is_int(n) and n > 0 for n in block),
+        check(isinstance(block, tuple) and len(block) == 2 and all(is_int(n) and n > 0 for n in block),
                "quantization_config.weight_block_size", block, "two positive whole numbers")  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
@@ -142,23 +108,23 @@ class ModelConfig:
     extra: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)  # fields kept for the round trip
 
     def __post_init__(self) -> None:
-        _one_of("model_type", self.model_type, tuple(ARCHITECTURES))
+        one_of("model_type", self.model_type, tuple(ARCHITECTURES))
         for name in _POSITIVE:
             value = getattr(self, name)
-            _check(_is_int(value) and value >= 1, name, value, "a whole number of at least 1")
+            check(is_int(value) and value >= 1, name, value, "a whole number of at least 1")
         for name in _NOT_NEGATIVE:
             value = getattr(self, name)
-            _check(_is_int(value) and value >= 0, name, value, "a whole number of at least 0")
+            check(is_int(value) and value >= 0, name, value, "a whole number of at least 0")
         if self.q_lora_rank is not None:
-            _check(_is_int(self.q_lora_rank) and self.q_lora_rank >= 1, "q_lora_rank", self.q_lora_rank, "null or >= 1")
+            check(is_int(self.q_lora_rank) and self.q_lora_rank >= 1, "q_lora_rank", self.q_lora_rank, "null or >= 1")
         for name in ("rms_norm_eps", "rope_theta", "initializer_range"):
             value = getattr(self, name)
-            _check(_is_number(value) and 0 < value < math.inf, name, value, "a positive number")
-        _check(_is_number(self.routed_scaling_factor), "routed_scaling_factor", self.routed_scaling_factor, "a number")
+            check(is_number(value) and 0 < value < math.inf, name, value, "a positive number")
+        check(is_number(self.routed_scaling_factor), "routed_scaling_factor", self.routed_scaling_factor, "a number")
         for name in ("norm_topk_prob", "attention_bias", "tie_word_embeddings"):
-            _check(isinstance(getattr(self, name), bool), name, getattr(self, name), "true or false")
-        _check(self.qk_rope_head_dim % 2 == 0, "qk_rope_head_dim", self.qk_rope_head_dim, "even (RoPE rotates pairs)")
-        _one_of("hidden_act", self.hidden_act, ("silu",))
+            check(isinstance(getattr(self, name), bool), name, getattr(self, name), "true or false")
+        check(self.qk_rope_head_dim % 2 == 0, "qk_rope_head_dim", self.qk_rope_head_dim, "even (RoPE rotates pairs)")
+        one_of("hidden_act", self.hidden_act, ("silu",))
         for name in ("bos_token_id", "pad_token_id"):
             self._check_token(name, getattr(self, name))
         for token in self.eos_token_id:
@@ -166,24 +132,24 @@ class ModelConfig:
         self._check_routing()
 
     def _check_token(self, name: str, token: int | None) -> None:
-        ok = token is None or (_is_int(token) and -1 <= token < self.vocab_size)
-        _check(ok, name, token, f"null or a whole number below vocab_size {self.vocab_size}")
+        ok = token is None or (is_int(token) and -1 <= token < self.vocab_size)
+        check(ok, name, token, f"null or a whole number below vocab_size {self.vocab_size}")
 
     def _check_routing(self) -> None:
         if self.n_routed_experts == 0:
             return
-        _check(self.moe_intermediate_size >= 1, "moe_intermediate_size", self.moe_intermediate_size, "at least 1")
-        _one_of("scoring_func", self.scoring_func, ("sigmoid", "softmax"))
-        _one_of("topk_method", self.topk_method, ("noaux_tc", "greedy", "group_limited_greedy"))
+        check(self.moe_intermediate_size >= 1, "moe_intermediate_size", self.moe_intermediate_size, "at least 1")
+        one_of("scoring_func", self.scoring_func, ("sigmoid", "softmax"))
+        one_of("topk_method", self.topk_method, ("noaux_tc", "greedy", "group_limited_greedy"))
         experts, groups, kept, top_k = self.n_routed_experts, self.n_group, self.topk_group, self.num_experts_per_tok
-        _check(top_k >= 1, "num_experts_per_tok", top_k, "at least 1")
-        _check(experts % groups == 0, "n_group", groups, f"a divisor of n_routed_experts {experts}")
-        _check(kept <= groups, "topk_group", kept, f"at most n_group {groups}")
+        check(top_k >= 1, "num_experts_per_tok", top_k, "at least 1")
+        check(experts % groups == 0, "n_group", groups, f"a divisor of n_routed_experts {experts}")
+        check(kept <= groups, "topk_group", kept, f"at most n_group {groups}")
         reachable = kept * (experts // groups) if self.limits_groups else experts
-        _check(top_k <= reachable, "num_experts_per_tok", top_k,
+        check(top_k <= reachable, "num_experts_per_tok", top_k,
                f"at most {reachable}, the experts that topk_group={kept} of n_group={groups} groups hold")  # fmt: skip
         if self.topk_method == "noaux_tc" and self.limits_groups:
-            _check(experts // groups >= 2, "n_group", groups, "small enough for 2 experts a group (top-2 sum)")
+            check(experts // groups >= 2, "n_group", groups, "small enough for 2 experts a group (top-2 sum)")
 
     @property
     def limits_groups(self) -> bool:
@@ -252,7 +218,7 @@ class ModelConfig:
         if isinstance(mlx, dict) and "bits" in mlx:
             raise UserError(f"the weights are in MLX's format of {mlx['bits']} bits, {UNREAD}")
         for name, only in _FIXED.items():
-            _check(data.get(name) in (None, only), name, data.get(name), f"{only!r} (no release says otherwise)")
+            check(data.get(name) in (None, only), name, data.get(name), f"{only!r} (no release says otherwise)")
         values: dict[str, Any] = dict(_V2_DEFAULTS) if model_type == "deepseek_v2" else {"num_nextn_predict_layers": 0}
         for name in _PLAIN:
             if data.get(name) is not None or (name in data and name in _NULLABLE):
@@ -264,7 +230,7 @@ class ModelConfig:
         if isinstance(data.get("dtype"), str):
             values["torch_dtype"] = data["dtype"]
         values["eos_token_id"] = _as_tuple(data.get("eos_token_id", values.get("eos_token_id", (1,))))
-        theta, values["rope_scaling"] = _read_rope(data)
+        theta, values["rope_scaling"] = read_rope(data, cls.rope_theta, cls.max_position_embeddings)
         if theta is not None:
             values["rope_theta"] = theta
         values["quantization"] = _read_quantization(data.get("quantization_config"))
@@ -272,9 +238,7 @@ class ModelConfig:
             values["q_lora_rank"] = data["q_lora_rank"]
         heads, kv_heads = values.get("num_attention_heads", 128), data.get("num_key_value_heads")
         if kv_heads is not None:
-            _check(
-                kv_heads == heads, "num_key_value_heads", kv_heads, f"num_attention_heads {heads}: MLA has no groups"
-            )
+            check(kv_heads == heads, "num_key_value_heads", kv_heads, f"num_attention_heads {heads}: MLA has no groups")
         values["extra"] = {k: v for k, v in data.items() if k not in _KNOWN}
         return cls(**values)
 
@@ -307,66 +271,16 @@ class ModelConfig:
         return to_demo(self)
 
 
-def _check(ok: bool, name: str, value: object, limit: str) -> None:
-    if not ok:
-        raise UserError(f"{name} is {value!r}, it must be {limit}")
-
-
-def _one_of(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    _check(value in allowed, name, value, "one of " + ", ".join(map(repr, allowed)))
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _as_tuple(value: Any) -> tuple[int, ...]:
     if value is None:
         return ()
     return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
-def _read_rope(data: dict[str, Any]) -> tuple[float | None, RopeScaling | None]:
-    """(rope_theta or None, YaRN or None) from `rope_scaling` or the newer `rope_parameters`, as transformers 5 reads
-    them: where both are there, `rope_scaling` counts."""
-    both = [name for name in ("rope_scaling", "rope_parameters") if data.get(name)]
-    for name in both:
-        _check(isinstance(data[name], dict), name, data[name], "null or an object")
-    if not both:
-        return None, None
-    name, scaling = both[0], data[both[0]]
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    _one_of(f"{name}.type", kind, ("default", "yarn"))
-    default = ModelConfig.rope_theta  # what transformers takes, even where the other dict says something else
-    theta = scaling.get("rope_theta") or data.get("rope_theta") or default
-    for other in (data.get("rope_theta"), *(data[other].get("rope_theta") for other in both[1:])):
-        _check(
-            other in (None, theta), f"{name}.rope_theta", scaling.get("rope_theta"), f"{other!r} as in the same file"
-        )
-    if kind == "default":
-        return theta, None
-    for key in _ROPE_FIELDS:
-        value = scaling.get(key)
-        _check(value is None or _is_number(value), f"{name}.{key}", value, "a number")
-    for key, only in (("attention_factor", None), ("truncate", True)):
-        _check(scaling.get(key) in (None, only), f"{name}.{key}", scaling.get(key), f"absent or {only!r}")
-    _check(_is_number(scaling.get("factor")), f"{name}.factor", scaling.get("factor"), "a number")
-    values = {"mscale": 0.0} | {key: scaling[key] for key in _ROPE_FIELDS if scaling.get(key) is not None}
-    if "original_max_position_embeddings" not in values:
-        values["original_max_position_embeddings"] = data.get(
-            "max_position_embeddings", ModelConfig.max_position_embeddings
-        )
-    return theta, RopeScaling(**values)
-
-
 def _read_quantization(data: Any) -> QuantizationConfig | None:
     if data is None:
         return None
-    _check(isinstance(data, dict), "quantization_config", data, "null or an object")
+    check(isinstance(data, dict), "quantization_config", data, "null or an object")
     if data.get("quant_method") != "fp8":
         algorithm = f" ({data['quant_algo']})" if isinstance(data.get("quant_algo"), str) else ""
         raise UserError(
@@ -388,7 +302,6 @@ _NOT_NEGATIVE = (
     "num_nextn_predict_layers", "n_routed_experts", "n_shared_experts", "first_k_dense_replace",
     "moe_intermediate_size", "num_experts_per_tok",
 )  # fmt: skip
-_ROPE_FIELDS = tuple(f.name for f in dataclasses.fields(RopeScaling))
 _PLAIN = tuple(
     f.name for f in dataclasses.fields(ModelConfig) if f.name not in ("rope_scaling", "quantization", "extra")
 )

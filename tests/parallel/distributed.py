@@ -10,6 +10,7 @@ import contextlib
 import multiprocessing
 import os
 import pickle
+import random
 import socket
 import sys
 import time
@@ -34,9 +35,12 @@ class Finished:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody holds, below those that the system hands out: no connection gets it before rank 0 does."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def run(
